@@ -1,0 +1,327 @@
+"""The settings of everything: one typed tree that every command takes, saves and accepts back.
+
+A :class:`Run` says what to work on (top level) and how (one section a stage). Each section checks itself when it
+is made, so that a wrong value ends in one line before any work starts. ``run.yaml`` in every run folder is this
+tree; it can be given back to any command with ``--config``.
+
+This file imports the standard library alone, because panels and ``--help`` load it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Optional, get_type_hints
+
+from HybridMIMLib.errors import SettingsError
+
+Triple = list[int]
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """A dataclass field with a default and the line that ``--help`` shows for it."""
+    metadata = {"help": help_text}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type, help_text: str) -> Any:
+    """A dataclass field that holds a section of settings."""
+    return field(default_factory=kind, metadata={"help": help_text})
+
+
+@dataclass
+class PlanSettings:
+    """How scans are brought to one form; what is not given is derived from the scans themselves."""
+
+    # Optional[...] and not "| None": get_type_hints must evaluate these on Python 3.10 for jsonargparse too.
+    spacing: Optional[list[float]] = setting(None, "voxel size in mm along R, A, S, e.g. [1.5, 1.5, 2.0]")
+    normalisation: Literal["auto", "window", "percentiles"] = setting(
+        "auto",
+        "window: fixed intensities (CT); percentiles: of each scan (MR); auto: window if it looks like CT",
+    )
+    window: list[float] = setting([-1000.0, 1000.0], "intensities that become 0 and 1 with normalisation=window")
+    crop: Optional[Triple] = setting(None, "voxels of a training crop along R, A, S; a multiple of the region")
+    patch: Optional[Triple] = setting(None, "voxels of a patch, the unit that is masked")
+    region: Optional[Triple] = setting(None, "voxels of a region (sub-volume), a multiple of the patch")
+
+    def __post_init__(self) -> None:
+        _positive_triple("plan.spacing", self.spacing)
+        for name in ("crop", "patch", "region"):
+            _positive_triple(f"plan.{name}", getattr(self, name))
+        _require(
+            len(self.window) == 2 and self.window[0] < self.window[1],
+            f"plan.window is {self.window}",
+            "Give two intensities, the lower one first.",
+        )
+        _multiple("plan.region", self.region, "plan.patch", self.patch)
+        _multiple("plan.crop", self.crop, "plan.region", self.region)
+
+
+@dataclass
+class NetworkSettings:
+    """The network that is pre-trained and fine-tuned."""
+
+    architecture: Literal["unet"] = setting("unet", "unet: a convolutional U-Net")
+    features: list[int] = setting([16, 32, 64, 128], "channels of each stage; each further stage halves the grid")
+    dropout: float = setting(0.1, "share of channels dropped in the encoder while training")
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.features) >= 2 and all(f > 0 for f in self.features),
+            f"network.features is {self.features}",
+            "Give two or more positive numbers.",
+        )
+        _share("network.dropout", self.dropout, below_one=True)
+
+    @property
+    def stride(self) -> int:
+        """Voxels of the scan between voxels of the bottleneck."""
+        return int(2 ** (len(self.features) - 1))
+
+
+@dataclass
+class PretrainingSettings:
+    """HybridMIM pre-training (arXiv:2303.10333)."""
+
+    objective: Literal["hybridmim"] = setting("hybridmim", "hybridmim: pixel, region and sample level together")
+    steps: int = setting(2000, "optimizer steps")
+    batch: int = setting(4, "crops a step, each from another patient where there are enough")
+    learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
+    weight_decay: float = setting(1e-3, "weight decay of AdamW")
+    warmup_steps: int = setting(50, "steps in which the learning rate rises; it falls as a cosine afterwards")
+    mask_ratio: float = setting(0.40, "share of all patches that is masked")
+    region_ratio: float = setting(0.75, "share of the regions in which patches are masked (level 1)")
+    box: Optional[Triple] = setting(None, "voxels of the box that is reconstructed; default: 2/3 of the crop")
+    partial_weight: float = setting(1.0, "weight of the partial region prediction (pixel level)")
+    number_weight: float = setting(0.1, "weight of: how many patches of a region are masked")
+    location_weight: float = setting(0.1, "weight of: which patches of a region are masked")
+    consistency_weight: float = setting(0.01, "weight of: number and location must agree")
+    contrast_weight: float = setting(0.1, "weight of the dropout contrast (sample level)")
+    contrast_temperature: float = setting(0.5, "temperature of the contrast")
+    contrast_stage: int = setting(2, "first encoder stage with dropout, where the second pass re-enters; 0 = whole")
+    projection: int = setting(128, "width of the vectors that are contrasted")
+    checkpoint_every: int = setting(50, "steps between checkpoints")
+
+    def __post_init__(self) -> None:
+        _training_numbers("pretraining", self)
+        for name in ("mask_ratio", "region_ratio"):
+            _share(f"pretraining.{name}", getattr(self, name))
+            _require(getattr(self, name) > 0, f"pretraining.{name} is 0", "Give a share above 0, up to 1.")
+        _positive_triple("pretraining.box", self.box)
+        weights = [getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")]
+        _require(
+            min(weights) >= 0 and max(weights) > 0,
+            f"the weights of the losses in pretraining are {weights}",
+            "Give no negative weight, and at least one above 0.",
+        )
+        _positive("pretraining.contrast_temperature", self.contrast_temperature)
+        _require(
+            self.contrast_stage >= 0,
+            f"pretraining.contrast_stage is {self.contrast_stage}",
+            "Give a stage of the encoder, from 0.",
+        )
+        _positive("pretraining.projection", self.projection)
+
+
+@dataclass
+class FinetuningSettings:
+    """Supervised training on the labelled scans."""
+
+    steps: int = setting(1000, "optimizer steps")
+    batch: int = setting(4, "crops a step")
+    learning_rate: float = setting(2e-3, "peak learning rate of AdamW")
+    weight_decay: float = setting(1e-3, "weight decay of AdamW")
+    warmup_steps: int = setting(50, "steps in which the learning rate rises; it falls as a cosine afterwards")
+    validation_cases: int = setting(
+        -1,
+        "labelled scans held out to choose the best checkpoint; -1: a fifth of them, 0: none, keep the last",
+    )
+    validate_every: int = setting(100, "steps between validations on whole scans")
+    foreground_share: float = setting(0.67, "share of the crops centred on a voxel of a class, each class as often")
+    augment: bool = setting(True, "rotate, scale, flip, and vary the intensities of crops")
+    flip_axes: list[int] = setting([0], "axes along which crops may be flipped: 0 = left-right, 1, 2")
+    checkpoint_every: int = setting(50, "steps between checkpoints")
+
+    def __post_init__(self) -> None:
+        _training_numbers("finetuning", self)
+        _positive("finetuning.validate_every", self.validate_every)
+        _require(
+            self.validation_cases >= -1,
+            f"finetuning.validation_cases is {self.validation_cases}",
+            "Give a number of scans, 0 for none, or -1 for a fifth of them.",
+        )
+        _share("finetuning.foreground_share", self.foreground_share)
+        _require(
+            all(axis in (0, 1, 2) for axis in self.flip_axes),
+            f"finetuning.flip_axes is {self.flip_axes}",
+            "Give axes among 0, 1 and 2.",
+        )
+
+
+@dataclass
+class InferenceSettings:
+    """Segmenting whole scans with a sliding window."""
+
+    overlap: float = setting(0.5, "share by which neighbouring windows overlap")
+    window_batch: int = setting(4, "windows that go through the network together")
+
+    def __post_init__(self) -> None:
+        _share("inference.overlap", self.overlap, below_one=True)
+        _positive("inference.window_batch", self.window_batch)
+
+
+@dataclass
+class Run:
+    """What to work on, and how. Paths are text, so that the tree can be written as YAML."""
+
+    unlabelled: Optional[str] = setting(None, "folder of scans without labels")
+    labelled: Optional[str] = setting(None, "folder of labelled scans: images/ + labels/, or dataset.json (MSD)")
+    scans: Optional[str] = setting(None, "scan, or folder of scans, to segment")
+    model: Optional[str] = setting(None, "model package (folder) to segment with")
+    weights: Optional[str] = setting(None, "run folder of a pre-training to start from; without: from scratch")
+    output: Optional[str] = setting(None, "run folder to write to; without: a new one where runs are kept")
+    store: Optional[str] = setting(None, "folder for prepared scans, shared by runs; without: in the run folder")
+    seed: int = setting(0, "number from which every random draw follows")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    plan: PlanSettings = section(PlanSettings, "how scans are brought to one form")
+    network: NetworkSettings = section(NetworkSettings, "the network")
+    pretraining: PretrainingSettings = section(PretrainingSettings, "pre-training without labels")
+    finetuning: FinetuningSettings = section(FinetuningSettings, "training with labels")
+    inference: InferenceSettings = section(InferenceSettings, "segmenting scans")
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed is {self.seed}", "Give a whole number from 0.")
+        head, _, index = self.device.partition(":")
+        _require(
+            head in ("auto", "cpu", "cuda", "mps") and (not index or (head == "cuda" and index.isdigit())),
+            f"device is {self.device!r}",
+            "Give auto, cpu, cuda, cuda:1 (a number) or mps.",
+        )
+        for name in ("unlabelled", "labelled", "scans", "model", "weights", "output", "store"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else os.fspath(value))
+
+    def folder(self, name: str, purpose: str) -> Path:
+        """The path in field ``name``.
+
+        Raises:
+            SettingsError: it was not given; ``purpose`` says what it is needed for.
+        """
+        value = getattr(self, name)
+        _require(value is not None, f"--{name} is missing: {purpose}", f"Add --{name} PATH.")
+        return Path(value).expanduser()
+
+
+def to_dict(run: Run) -> dict[str, Any]:
+    """The tree as nested dictionaries of plain values."""
+    return dataclasses.asdict(run)
+
+
+def from_dict(content: Mapping[str, Any]) -> Run:
+    """The tree from nested dictionaries; fields that are not there keep their default.
+
+    Raises:
+        SettingsError: a field is unknown or has a value that cannot work.
+    """
+    built = _build(Run, content, "")
+    assert isinstance(built, Run)
+    return built
+
+
+def make_run(run: Run | None, settings: Mapping[str, Any]) -> Run:
+    """The settings of a Python call: a tree, fields of a tree, or a tree with some fields replaced.
+
+    Sections may be given as dictionaries: ``pretrain(unlabelled="scans", pretraining={"steps": 100})``.
+
+    Raises:
+        SettingsError: a field is unknown or has a value that cannot work.
+    """
+    merged = to_dict(run) if run is not None else {}
+    for name, value in settings.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if isinstance(value, Mapping) and isinstance(merged.get(name), dict):
+            value = {**merged[name], **value}
+        merged[name] = value
+    return from_dict(merged)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names (dotted) of the settings that differ between two trees as dictionaries."""
+    names: list[str] = []
+    for key in sorted(set(one) | set(other)):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            names += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(prefix + key)
+    return names
+
+
+def workspace() -> Path:
+    """The folder in which runs are kept when no output is named."""
+    return Path(os.environ.get("HYBRIDMIM_WORKSPACE", Path.home() / "HybridMIM"))
+
+
+def _build(kind: type, content: Any, prefix: str) -> Any:
+    _require(
+        isinstance(content, Mapping),
+        f"{prefix.rstrip('.') or 'the settings'} is {content!r}",
+        "Give a section of names and values.",
+    )
+    hints = get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    for name in content:
+        _require(
+            name in known,
+            f"there is no setting {prefix}{name}",
+            f"Settings here are: {', '.join(sorted(known))}.",
+        )
+    values = {
+        name: _build(hints[name], value, f"{prefix}{name}.") if dataclasses.is_dataclass(hints[name]) else value
+        for name, value in content.items()
+    }
+    try:
+        return kind(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SettingsError(
+            f"a setting in {prefix.rstrip('.') or 'the run'} has the wrong type: {error}",
+            cure="Compare with the settings that `info` lists.",
+        ) from error
+
+
+def _require(condition: bool, message: str, cure: str) -> None:
+    if not condition:
+        raise SettingsError(message, cure=cure)
+
+
+def _positive(name: str, value: float) -> None:
+    _require(value > 0, f"{name} is {value}", "Give a number above 0.")
+
+
+def _share(name: str, value: float, below_one: bool = False) -> None:
+    within = 0 <= value < 1 if below_one else 0 <= value <= 1
+    _require(within, f"{name} is {value}", f"Give a share from 0 to {'below ' if below_one else ''}1.")
+
+
+def _positive_triple(name: str, value: Sequence[float] | None) -> None:
+    fine = value is None or (len(value) == 3 and all(part > 0 for part in value))
+    _require(fine, f"{name} is {value}", "Give three numbers above 0, one an axis.")
+
+
+def _multiple(name: str, value: Sequence[int] | None, of: str, unit: Sequence[int] | None) -> None:
+    fine = value is None or unit is None or all(v % u == 0 for v, u in zip(value, unit))
+    _require(fine, f"{name} {value} is not a multiple of {of} {unit}", "Choose sizes that divide evenly.")
+
+
+def _training_numbers(name: str, values: Any) -> None:
+    for part in ("steps", "batch", "learning_rate", "checkpoint_every"):
+        _positive(f"{name}.{part}", getattr(values, part))
+    for part in ("weight_decay", "warmup_steps"):
+        number = getattr(values, part)
+        _require(number >= 0, f"{name}.{part} is {number}", "Give 0 or a number above it.")

@@ -1,0 +1,1 @@
+"""Scans and label maps: finding, reading, planning, preparing, drawing crops."""

@@ -1,0 +1,115 @@
+"""Folders of scans → plan and prepared store: the first stage of every training, and a command of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.config import Run, make_run
+from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.layouts import open_dataset
+from HybridMIMLib.data.plan import Plan, make_plan
+from HybridMIMLib.data.store import PreparedCase, prepare_store
+from HybridMIMLib.data.survey import CaseFacts, classes_of, survey
+from HybridMIMLib.errors import DataError, SettingsError
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.files import write_json
+from HybridMIMLib.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared scans and how they were prepared.
+
+    Attributes:
+        plan: spacing, normalisation, crop.
+        cases: the prepared scans.
+        facts: what was found in each, in the same order.
+        classes: what the label maps hold; empty without labels.
+    """
+
+    plan: Plan
+    cases: list[PreparedCase]
+    facts: list[CaseFacts]
+    classes: tuple[LabelClass, ...]
+
+
+def prepare(run: Run | None = None, **settings: Any) -> dict[str, Any]:
+    """Prepare the unlabelled and the labelled folder, so that training can start at once.
+
+    Returns:
+        The paths of store and plan, and how many cases there are.
+
+    Raises:
+        HybridMIMError: see :func:`prepare_folder`.
+    """
+    run = make_run(run, settings)
+    if not (run.unlabelled or run.labelled):
+        raise SettingsError("there is nothing to prepare", cure="Add --unlabelled DIR, --labelled DIR, or both.")
+    folder = RunFolder.open("prepare", run)
+    with folder.at_work() as events:
+        plan, counts = None, {}
+        for name in ("unlabelled", "labelled"):
+            if getattr(run, name):
+                prepared = prepare_folder(run, name, folder.path, events, plan)
+                plan, counts[name] = prepared.plan, len(prepared.cases)
+        return folder.finish(
+            {
+                "store": str(store_of(run, folder.path)),
+                "plan": str(folder.path / "plan.json"),
+                "cases": counts,
+            }
+        )
+
+
+def prepare_folder(
+    run: Run, name: str, folder: Path, events: EventLog, plan: Plan | None = None, at_least: int = 1
+) -> Prepared:
+    """Survey, plan and prepare one of the run's folders.
+
+    Args:
+        run: the settings.
+        name: ``"unlabelled"`` or ``"labelled"``.
+        folder: the run folder, where ``plan.json`` is written.
+        events: where progress goes.
+        plan: one to follow, e.g. that of pre-trained weights; None makes one from the scans.
+        at_least: how many usable cases are needed.
+
+    Raises:
+        DataError: the folder has too few cases that can be used, or scans that do not fit the plan.
+        LabelError: a label map is wrong.
+        DiskError: the store could not be written.
+    """
+    source = run.folder(name, f"the folder of {name} scans")
+    dataset = open_dataset(source, labelled=name == "labelled")
+    facts = survey(dataset.cases, events)
+    if len(facts) < at_least:
+        raise DataError(
+            f"{source}: {len(facts)} {name} scan(s) can be used, at least {at_least} are needed",
+            cure="Add scans to the folder.",
+        )
+    classes = classes_of(facts, dataset.classes) if name == "labelled" else ()
+    plan = make_plan(facts, run.plan, run.network.stride) if plan is None else plan
+    if facts[0].channels != plan.channels:
+        raise DataError(
+            f"{source}: scans have {facts[0].channels} channel(s), the plan has {plan.channels}",
+            cure="Use scans with the same channels for all stages.",
+        )
+    write_json(folder / "plan.json", plan.to_json())
+    return Prepared(plan, prepare_store(facts, plan, classes, store_of(run, folder), events), facts, classes)
+
+
+def store_of(run: Run, folder: Path) -> Path:
+    """Where the prepared scans of a run lie."""
+    return Path(run.store).expanduser() if run.store else folder / "store"
+
+
+def split(names: Sequence[str], held_out: int, seed: int) -> tuple[list[str], list[str]]:
+    """Split case names at random, following from the seed: (kept, held out), each in the given order."""
+    from HybridMIMLib.randomness import random_stream
+
+    chosen = set(random_stream(seed, "validation split").permutation(len(names))[:held_out].tolist())
+    kept = [name for index, name in enumerate(names) if index not in chosen]
+    return kept, [name for index, name in enumerate(names) if index in chosen]

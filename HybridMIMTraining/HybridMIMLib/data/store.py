@@ -1,0 +1,218 @@
+"""The prepared store: every scan resampled once, 16-bit, memory-mapped, so that a crop reads only its own rows.
+
+One folder a case, named after the case and the hash of its files and of how it was prepared:
+
+``image.npy`` (C, D, H, W) int16; ``label.npy`` (D, H, W) uint8 class numbers from 1; ``foreground.npy`` (N, 3) int32
+positions sorted by class; ``case.json`` the rest. A folder is made under a temporary name and renamed when it is
+whole, so a case that is there is a case that can be trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.grid import Grid
+from HybridMIMLib.data.plan import Plan
+from HybridMIMLib.data.resampling import resample_image, resample_labels, resampled_grid
+from HybridMIMLib.data.survey import CaseFacts, canonical_grid, read_case
+from HybridMIMLib.errors import DiskError
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.files import TEMPORARY, disk_errors, read_json
+from HybridMIMLib.randomness import random_stream
+
+STORE_FORMAT = 1
+POSITIONS_A_CLASS = 20000
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One case in the store; arrays are mapped when they are first used.
+
+    Attributes:
+        folder: where it lies.
+        name: of the case.
+        low, high: per channel, the stored values that become 0 and 1 for the network.
+        counts: foreground positions of each class, in the order of the classes.
+    """
+
+    folder: Path
+    name: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @cached_property
+    def image(self) -> npt.NDArray[np.int16]:
+        """(C, D, H, W), memory-mapped."""
+        return np.load(self.folder / "image.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def label(self) -> npt.NDArray[np.uint8]:
+        """(D, H, W) class numbers, memory-mapped."""
+        return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def foreground(self) -> npt.NDArray[np.int32]:
+        """(N, 3) voxels of classes, sorted by class."""
+        return np.load(self.folder / "foreground.npy", mmap_mode="r", allow_pickle=False)
+
+
+def prepare_store(
+    found: Sequence[CaseFacts], plan: Plan, classes: Sequence[LabelClass], store: Path, events: EventLog
+) -> list[PreparedCase]:
+    """Prepare the cases that the store does not hold yet.
+
+    Raises:
+        DiskError: the disk is full; what was prepared so far stays and is used again.
+    """
+    with disk_errors(store):
+        store.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(store)
+    missing = [facts for facts in found if not (_folder(store, facts, plan, classes) / "case.json").exists()]
+    _check_room(missing, plan, store)
+    phase = events.phase("prepare scans", len(found))
+    prepared = []
+    for done, facts in enumerate(found, 1):
+        folder = _folder(store, facts, plan, classes)
+        if not (folder / "case.json").exists():
+            _prepare_case(facts, plan, classes, folder)
+        prepared.append(open_case(folder))
+        phase.progress(done)
+    return prepared
+
+
+def open_case(folder: Path) -> PreparedCase:
+    """A case that :func:`prepare_store` made."""
+    content = read_json(folder / "case.json")
+    return PreparedCase(
+        folder, content["name"], tuple(content["low"]), tuple(content["high"]), tuple(content["counts"])
+    )
+
+
+def bring_to_plan(array: npt.NDArray[Any], grid: Grid, plan: Plan) -> tuple[npt.NDArray[np.float32], Grid]:
+    """A scan (C, D, H, W) along R, A, S at the plan's spacing; intensities as they were."""
+    turned, turned_grid = canonical_grid(array, grid)
+    target = resampled_grid(turned_grid, plan.spacing)
+    return resample_image(turned.astype(np.float32), target.shape), target
+
+
+def intensity_range(array: npt.NDArray[np.float32], plan: Plan) -> list[tuple[float, float]]:
+    """For each channel of (C, D, H, W), the intensities that become 0 and 1 for the network."""
+    if plan.normalisation == "window":
+        return [plan.window] * len(array)
+    ranges = [np.percentile(channel, (0.5, 99.5)) for channel in array]
+    return [(float(low), float(max(high, low + 1e-6 * max(abs(low), 1)))) for low, high in ranges]
+
+
+def _prepare_case(facts: CaseFacts, plan: Plan, classes: Sequence[LabelClass], folder: Path) -> None:
+    scan, label = read_case(facts.case)
+    image, grid = bring_to_plan(scan.array, scan.grid, plan)
+    ranges = intensity_range(image, plan)
+    stored, scales = _to_int16(image, ranges)
+    content: dict[str, Any] = {
+        "name": facts.case.name,
+        "source": [str(path) for path in facts.case.images],
+        "shape": grid.shape,
+        "affine": grid.affine.tolist(),
+        "low": [(low - offset) / scale for (low, _), (scale, offset) in zip(ranges, scales)],
+        "high": [(high - offset) / scale for (_, high), (scale, offset) in zip(ranges, scales)],
+        "scale": scales,
+        "counts": [],
+    }
+    arrays: dict[str, npt.NDArray[Any]] = {"image": stored}
+    if label is not None:
+        turned, _ = canonical_grid(label.array, label.grid)
+        arrays["label"] = resample_labels(_class_numbers(turned, classes), grid.shape)
+        arrays["foreground"], content["counts"] = _foreground(arrays["label"], len(classes), facts.content)
+    _write_case(folder, arrays, content)
+
+
+def _to_int16(
+    image: npt.NDArray[np.float32], ranges: Sequence[tuple[float, float]]
+) -> tuple[npt.NDArray[np.int16], list[tuple[float, float]]]:
+    """Round to 16 bit; a channel whose useful range does not fit, or is too fine, is scaled.
+
+    Returns:
+        The stored values, and (scale, offset) a channel: intensity = stored · scale + offset.
+    """
+    stored, scales = np.empty(image.shape, dtype=np.int16), []
+    for index, (channel, (low, high)) in enumerate(zip(image, ranges)):
+        fits = _INT16.min <= channel.min() and channel.max() <= _INT16.max and high - low >= 200
+        # Twice the useful range keeps some of the extremes; what lies beyond is cut off.
+        scale, offset = (1.0, 0.0) if fits else (2 * (high - low) / 65000, (high + low) / 2)
+        values = np.rint((channel - offset) / scale)
+        stored[index] = np.clip(values, _INT16.min, _INT16.max).astype(np.int16)
+        scales.append((scale, offset))
+    return stored, scales
+
+
+def _class_numbers(labels: npt.NDArray[Any], classes: Sequence[LabelClass]) -> npt.NDArray[np.uint8]:
+    table = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.uint8)
+    for number, one in enumerate(classes, 1):
+        if one.label < len(table):
+            table[one.label] = number
+    return table[labels]
+
+
+def _foreground(labels: npt.NDArray[np.uint8], classes: int, content: str) -> tuple[npt.NDArray[np.int32], list[int]]:
+    parts = []
+    for number in range(1, classes + 1):
+        places = np.argwhere(labels == number).astype(np.int32)
+        if len(places) > POSITIONS_A_CLASS:
+            random = random_stream(content, "foreground", number)
+            places = places[np.sort(random.choice(len(places), POSITIONS_A_CLASS, replace=False))]
+        parts.append(places)
+    return np.concatenate(parts), [len(part) for part in parts]
+
+
+def _write_case(folder: Path, arrays: dict[str, npt.NDArray[Any]], content: dict[str, Any]) -> None:
+    temporary = folder.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}")
+    with disk_errors(folder):
+        try:
+            temporary.mkdir()
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+            (temporary / "case.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _folder(store: Path, facts: CaseFacts, plan: Plan, classes: Sequence[LabelClass]) -> Path:
+    labels = [c.label for c in classes] if facts.case.label is not None else []
+    made_of = json.dumps([STORE_FORMAT, facts.content, plan.preparation, labels])
+    digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", facts.case.name)[:60].strip("._")
+    return store / f"{readable or 'case'}-{digest}"
+
+
+def _check_room(missing: Sequence[CaseFacts], plan: Plan, store: Path) -> None:
+    voxels = sum(float(np.prod(np.multiply(f.shape, f.spacing) / plan.spacing)) for f in missing)
+    needed = voxels * (2 * plan.channels + 1)
+    free = shutil.disk_usage(store).free
+    if needed > free:
+        raise DiskError(
+            f"{store}: {needed / 1e6:.0f} MB are needed for prepared scans, {free / 1e6:.0f} MB are free",
+            cure="Free some space, or choose another folder with --store.",
+        )
+
+
+def _remove_leftovers(store: Path) -> None:
+    """Folders of a process that was killed while it wrote; each has a name that nobody else uses."""
+    for leftover in store.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)

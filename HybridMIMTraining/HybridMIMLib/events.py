@@ -1,0 +1,129 @@
+"""What a long job tells while it works: one JSON object a line in ``events.jsonl``.
+
+The terminal's bar and the panels read nothing else. Fields of an event, each only where it has something to say:
+
+=============  ==========================================================================================
+time           seconds since 1970
+kind           ``phase`` (one begins), ``progress``, ``message``, ``end``
+phase          prepare, pretrain, finetune, segment …
+step, steps    how far, of how many
+seconds_left   until the end of this phase, estimated
+losses         name → value
+metrics        name → value
+message        a sentence; ``level`` is ``info`` or ``warning``
+outcome        of ``end``: ``finished``, ``stopped``, ``failed``
+=============  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.files import disk_errors
+
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Appends events to a file; without a file it keeps nothing (for use as a library).
+
+    Args:
+        path: ``events.jsonl`` of a run folder, or None.
+        on_event: called with every event after it was written, e.g. to beat the run's heart.
+    """
+
+    def __init__(self, path: Path | None = None, on_event: Callable[[Event], None] | None = None) -> None:
+        self.path = path
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self.warnings: list[str] = []
+
+    def write(self, kind: str, **content: Any) -> None:
+        """Append one event.
+
+        Raises:
+            DiskError: the file could not be written.
+        """
+        event: Event = {"time": round(time.time(), 3), "kind": kind, **content}
+        if self.path is not None:
+            line = json.dumps(event, ensure_ascii=False) + "\n"
+            with self._lock, disk_errors(self.path), open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(line)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def message(self, text: str) -> None:
+        """Say something that is good to know."""
+        self.write("message", message=text, level="info")
+
+    def warning(self, text: str) -> None:
+        """Say something that the user should act on; it is listed again at the end."""
+        self.warnings.append(text)
+        self.write("message", message=text, level="warning")
+
+    def phase(self, name: str, steps: int, done: int = 0) -> Phase:
+        """Begin a phase of ``steps`` steps, of which ``done`` were done by an earlier, interrupted run."""
+        return Phase(self, name, steps, done)
+
+
+class Phase:
+    """Progress of one phase; estimates the time left and limits how often it is written."""
+
+    SECONDS_BETWEEN = 0.25
+
+    def __init__(self, log: EventLog, name: str, steps: int, done: int) -> None:
+        self._log, self.name, self.steps = log, name, steps
+        self._first = self._last_step = done
+        self._began, self._last = time.monotonic(), 0.0
+        log.write("phase", phase=name, step=done, steps=steps)
+
+    def due(self, step: int) -> bool:
+        """Whether a progress event would be written now; ask before reading losses back from a device."""
+        return step >= self.steps or time.monotonic() - self._last >= self.SECONDS_BETWEEN
+
+    def progress(
+        self, step: int, losses: Mapping[str, float] | None = None, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Report that ``step`` steps are done. Events with metrics are always written, others when due."""
+        if metrics is None and not self.due(step):
+            return
+        self._last = time.monotonic()
+        content: Event = {"phase": self.name, "step": step, "steps": self.steps}
+        if step > self._first:
+            pace = (self._last - self._began) / (step - self._first)
+            content["seconds_left"] = round(pace * (self.steps - step), 1)
+        if losses:
+            content["losses"] = {name: float(value) for name, value in losses.items()}
+        if metrics:
+            content["metrics"] = {name: float(value) for name, value in metrics.items()}
+        self._log.write("progress", **content)
+
+
+class EventReader:
+    """Reads the events that were added to a file since the last call; a half-written last line waits."""
+
+    def __init__(self, path: Path, from_end: bool = False) -> None:
+        self.path = path
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
+
+    def read(self) -> Iterator[Event]:
+        """The new events. A line that is not JSON (a torn write) is passed over."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as handle:
+            handle.seek(self._offset)
+            for line in handle:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict):
+                    yield event

@@ -1,0 +1,114 @@
+"""Writing files so that a reader never sees half of one.
+
+Everything is written to a temporary name in the same folder and renamed when it is whole. A full disk becomes a
+:class:`~HybridMIMLib.errors.DiskError` that names the file, and the temporary file is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.errors import DiskError
+
+# EFBIG is what a file-size limit (ulimit -f, some network drives) answers in place of ENOSPC.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+TEMPORARY = ".tmp-"
+"""How the name of every temporary file begins; whoever lists a folder passes these over."""
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission met in the block into an error that names ``target``.
+
+    libraries wrap the system's error in their own, so the chain of causes and the words are looked at too.
+
+    Raises:
+        DiskError: the disk is full, a quota was reached, or the folder may not be written to.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _errno_of(error)
+        if number in _FULL:
+            free = _free_megabytes(target)
+            raise DiskError(
+                f"{target}: the disk is full or a size limit was reached ({free:.0f} MB free)",
+                cure="Free some space, or choose another folder with --output, and run the command again.",
+            ) from error
+        if number in _MAY_NOT:
+            raise DiskError(
+                f"{target}: writing is not permitted",
+                cure="Choose a folder that you may write to with --output.",
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; rename it to ``target`` when the block ends well.
+
+    The temporary name keeps the suffixes of ``target``, because writers choose the format by them.
+
+    Raises:
+        DiskError: the file could not be written; nothing is left behind.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
+    with disk_errors(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write JSON atomically, readable for people, with non-ASCII letters as they are."""
+    write_text(target, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(source: Path) -> Any:
+    """The content of a UTF-8 JSON file.
+
+    Raises:
+        OSError, ValueError: as ``open`` and ``json`` raise them; callers know what the file was for.
+    """
+    return json.loads(source.read_text(encoding="utf-8"))
+
+
+def _errno_of(error: BaseException | None) -> int | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if "No space left on device" in str(error) or "File too large" in str(error):
+            return errno.ENOSPC
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _free_megabytes(target: Path) -> float:
+    folder = next((p for p in target.parents if p.is_dir()), Path.cwd())
+    return shutil.disk_usage(folder).free / 1e6
+
+
+def _flush_to_disk(path: Path) -> None:
+    """A rename may reach the disk before the content does; a power cut would then leave an empty file."""
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())

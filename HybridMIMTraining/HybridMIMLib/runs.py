@@ -1,0 +1,243 @@
+"""The run folder: the only truth about a run.
+
+====================  ================================================================================
+``run.yaml``          the settings; any command accepts them back with ``--config``
+``about.json``        the command, versions of everything, the machine, when it began
+``events.jsonl``      what happened (:mod:`HybridMIMLib.events`)
+``run.pid``           process that works on it now; ``heartbeat`` is touched while it lives
+``checkpoint.pt``     where to continue (tensors and numbers alone)
+``result.json``       written last: the run is finished, and what it made
+====================  ================================================================================
+
+A run that was stopped, killed or failed is continued by the same command on the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.config import Run, differences, from_dict, to_dict, workspace
+from HybridMIMLib.errors import DiskError, HybridMIMError, RunError, SettingsError
+from HybridMIMLib.events import Event, EventLog
+from HybridMIMLib.files import TEMPORARY, read_json, write_json, write_text
+
+PACKAGES = (
+    "torch",
+    "monai",
+    "pytorch-ignite",
+    "numpy",
+    "scipy",
+    "SimpleITK",
+    "nibabel",
+    "safetensors",
+    "einops",
+    "jsonargparse",
+    "matplotlib",
+    "vtk",
+    "slicer-core",
+)
+
+# What may differ when a run is continued: where it lies and what it is computed on.
+_MAY_DIFFER = {"output", "store", "device"}
+
+
+class RunFolder:
+    """A folder in which one command works.
+
+    Attributes:
+        path: the folder.
+        events: the log to report to.
+    """
+
+    def __init__(self, path: Path, command: str, settings: Run) -> None:
+        self.path, self.command, self.settings = path, command, settings
+        self._last_beat = 0.0
+        self.events = EventLog(path / "events.jsonl", on_event=self._beat)
+
+    @classmethod
+    def open(cls, command: str, settings: Run) -> RunFolder:
+        """The folder of ``settings.output`` (or a new one in the workspace), made or found to fit.
+
+        Raises:
+            RunError: the folder holds another run, other files, or a run at work.
+            DiskError: it could not be made.
+        """
+        path = Path(settings.output).expanduser() if settings.output else _new_path(command)
+        folder = cls(path, command, settings)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(
+                f"{path}: the run folder cannot be made ({error.strerror})",
+                cure="Choose another folder with --output.",
+            ) from error
+        folder._check_what_is_there()
+        if not (path / "run.yaml").exists():
+            write_json(path / "about.json", describe_run(command))
+            save_settings(path / "run.yaml", settings)
+        return folder
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run made, or None while it is not finished."""
+        file = self.path / "result.json"
+        return dict(read_json(file)) if file.exists() else None
+
+    @contextmanager
+    def at_work(self) -> Iterator[EventLog]:
+        """Hold the folder while working; the last event says how it ended, whatever happens."""
+        write_text(self.path / "run.pid", f"{os.getpid()}\n")
+        try:
+            yield self.events
+        except KeyboardInterrupt:
+            self._end("stopped", "stopped; the same command continues it")
+            raise
+        except HybridMIMError as error:
+            self._end("failed", str(error))
+            raise
+        except BaseException as error:
+            self._end("failed", f"{type(error).__name__}: {error}")
+            raise
+        else:
+            self._end("finished", f"done: {self.path}")
+        finally:
+            (self.path / "run.pid").unlink(missing_ok=True)
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Record what the run made; from here on it counts as finished."""
+        result = {**result, "warnings": list(self.events.warnings)}
+        write_json(self.path / "result.json", result)
+        return result
+
+    def _check_what_is_there(self) -> None:
+        # A run that was killed while its folder was made has not got further than these.
+        there = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)}
+        if "run.yaml" not in there and not there <= {"about.json", "store"}:
+            raise RunError(
+                f"{self.path}: the folder is not empty and holds no run",
+                cure="Choose an empty or new folder with --output.",
+            )
+        if (self.path / "run.yaml").exists():
+            self._check_same_run()
+        owner = living_owner(self.path)
+        if owner is not None and owner != os.getpid():
+            raise RunError(
+                f"{self.path}: process {owner} is working on this run",
+                cure="Wait for it, stop it, or choose another folder with --output.",
+            )
+
+    def _check_same_run(self) -> None:
+        about = self.path / "about.json"
+        earlier = read_json(about)["command"] if about.exists() else self.command
+        changed = [f"the command ({earlier})"] if earlier != self.command else []
+        there, here = to_dict(load_settings(self.path / "run.yaml")), to_dict(self.settings)
+        changed += [name for name in differences(there, here) if name not in _MAY_DIFFER]
+        if changed:
+            raise RunError(
+                f"{self.path}: holds a run with other settings: {', '.join(changed)}",
+                cure="Give the same settings (--config) to continue it, or another --output.",
+            )
+
+    def _beat(self, event: Event) -> None:
+        if time.monotonic() - self._last_beat > 1.0:
+            self._last_beat = time.monotonic()
+            (self.path / "heartbeat").touch()
+
+    def _end(self, outcome: str, message: str) -> None:
+        try:
+            self.events.write("end", outcome=outcome, message=message)
+        except DiskError:
+            # The error that ended the run matters more than that its last line found no room.
+            pass
+
+
+def save_settings(path: Path, settings: Run) -> None:
+    """Write settings as YAML."""
+    import yaml
+
+    write_text(path, yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True))
+
+
+def load_settings(path: Path) -> Run:
+    """Read settings from YAML.
+
+    Raises:
+        SettingsError: the file cannot be read or holds something that is not a setting.
+    """
+    import yaml
+
+    try:
+        return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path}: the settings cannot be read ({error})", cure="Give a run.yaml that a run wrote."
+        ) from error
+
+
+def living_owner(path: Path) -> int | None:
+    """Process number of whoever works on the run in ``path``, or None."""
+    try:
+        number = int((path / "run.pid").read_text().strip())
+    except (OSError, ValueError):
+        return None
+    return number if _is_alive(number) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, without importing any of them."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_run(command: str) -> dict[str, Any]:
+    """What ``about.json`` says of a run that begins now."""
+    return {
+        "command": command,
+        "began": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "versions": versions(),
+    }
+
+
+def _new_path(command: str) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = workspace() / "runs" / f"{command}-{stamp}"
+    return next(p for n in range(1000) if not (p := base if n == 0 else base.with_name(f"{base.name}-{n}")).exists())
+
+
+def _is_alive(number: int) -> bool:
+    if os.name == "nt":
+        return _is_alive_on_windows(number)
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_alive_on_windows(number: int) -> bool:
+    # os.kill(pid, 0) would end the process on Windows.
+    import ctypes
+
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+    handle = kernel.OpenProcess(0x1000, False, number)
+    if handle:
+        kernel.CloseHandle(handle)
+    return bool(handle)

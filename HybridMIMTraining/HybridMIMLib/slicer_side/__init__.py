@@ -1,0 +1,1 @@
+"""What both modules share inside Slicer: volumes, segment nodes, scenes, pictures. Never imports torch."""
