@@ -176,6 +176,20 @@ class InferenceSettings:
 
 
 @dataclass
+class SplitSettings:
+    """How the demo shares out cases when the folders are the user's own."""
+
+    unseen: int = setting(-1, "labelled scans kept for the test, never trained on; -1: a quarter of them")
+    labelled: int = setting(-1, "labelled scans to fine-tune on; -1: all that are not kept for the test")
+    unlabelled: int = setting(-1, "scans to pre-train on; -1: all that are not kept for the test")
+
+    def __post_init__(self) -> None:
+        for name in ("unseen", "labelled", "unlabelled"):
+            number = getattr(self, name)
+            _require(number >= -1 and number != 0, f"split.{name} is {number}", "Give a number above 0, or -1.")
+
+
+@dataclass
 class Run:
     """What to work on, and how. Paths are text, so that the tree can be written as YAML."""
 
@@ -193,6 +207,7 @@ class Run:
     pretraining: PretrainingSettings = section(PretrainingSettings, "pre-training without labels")
     finetuning: FinetuningSettings = section(FinetuningSettings, "training with labels")
     inference: InferenceSettings = section(InferenceSettings, "segmenting scans")
+    split: SplitSettings = section(SplitSettings, "sharing out cases in the demo")
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed is {self.seed}", "Give a whole number from 0.")

@@ -71,7 +71,7 @@ class RunFolder:
             RunError: the folder holds another run, other files, or a run at work.
             DiskError: it could not be made.
         """
-        path = Path(settings.output).expanduser() if settings.output else _new_path(command)
+        path = Path(settings.output).expanduser() if settings.output else new_path(command)
         folder = cls(path, command, settings)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,8 @@ def describe_run(command: str) -> dict[str, Any]:
     }
 
 
-def _new_path(command: str) -> Path:
+def new_path(command: str) -> Path:
+    """A folder for a new run in the workspace; it does not exist yet."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     base = workspace() / "runs" / f"{command}-{stamp}"
     return next(p for n in range(1000) if not (p := base if n == 0 else base.with_name(f"{base.name}-{n}")).exists())

@@ -9,7 +9,7 @@ from typing import Any
 
 from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.classes import LabelClass
-from HybridMIMLib.data.layouts import open_dataset
+from HybridMIMLib.data.layouts import Dataset, open_dataset
 from HybridMIMLib.data.plan import Plan, make_plan
 from HybridMIMLib.data.store import PreparedCase, prepare_store
 from HybridMIMLib.data.survey import CaseFacts, classes_of, survey
@@ -65,7 +65,13 @@ def prepare(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
 
 def prepare_folder(
-    run: Run, name: str, folder: Path, events: EventLog, plan: Plan | None = None, at_least: int = 1
+    run: Run,
+    name: str,
+    folder: Path,
+    events: EventLog,
+    plan: Plan | None = None,
+    at_least: int = 1,
+    dataset: Dataset | None = None,
 ) -> Prepared:
     """Survey, plan and prepare one of the run's folders.
 
@@ -76,6 +82,7 @@ def prepare_folder(
         events: where progress goes.
         plan: one to follow, e.g. that of pre-trained weights; None makes one from the scans.
         at_least: how many usable cases are needed.
+        dataset: a part of the folder's cases; None takes all.
 
     Raises:
         DataError: the folder has too few cases that can be used, or scans that do not fit the plan.
@@ -83,7 +90,8 @@ def prepare_folder(
         DiskError: the store could not be written.
     """
     source = run.folder(name, f"the folder of {name} scans")
-    dataset = open_dataset(source, labelled=name == "labelled")
+    if dataset is None:
+        dataset = open_dataset(source, labelled=name == "labelled")
     facts = survey(dataset.cases, events)
     if len(facts) < at_least:
         raise DataError(

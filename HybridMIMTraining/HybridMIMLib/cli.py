@@ -1,0 +1,189 @@
+"""``python -m HybridMIMLib COMMAND``: the settings tree as options, and what comes back as text.
+
+Exit codes: 0 done; 1 failed; 2 a setting is wrong; 3 done, but some scans were skipped; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_type_hints
+
+import HybridMIMLib
+from HybridMIMLib.config import Run, from_dict, make_run, to_dict
+from HybridMIMLib.errors import HybridMIMError, SettingsError
+from HybridMIMLib.report import report
+
+PROGRAM = "python -m HybridMIMLib"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it does, which options matter to it, and where its defaults differ."""
+
+    summary: str
+    options: tuple[str, ...]
+    example: str
+    has_run: bool = True
+
+
+COMMANDS = {
+    "prepare": Command(
+        "check scans and prepare them for training",
+        ("unlabelled", "labelled", "output", "store", "plan", "network"),
+        "prepare --unlabelled SCANS --output PREPARED",
+    ),
+    "pretrain": Command(
+        "learn from scans without labels (HybridMIM)",
+        ("unlabelled", "output", "store", "seed", "device", "plan", "network", "pretraining"),
+        "pretrain --unlabelled SCANS --output PRETRAINED",
+    ),
+    "finetune": Command(
+        "learn to segment from a few labelled scans",
+        ("labelled", "weights", "output", "store", "seed", "device", "plan", "network", "finetuning", "inference"),
+        "finetune --labelled CASES --weights PRETRAINED --output FINETUNED",
+    ),
+    "segment": Command(
+        "segment scans with a trained model",
+        ("scans", "model", "output", "device", "inference"),
+        "segment --scans NEW --model FINETUNED/model --output SEGMENTED",
+    ),
+    "demo": Command(
+        "the whole way, on synthetic scans or on your folders",
+        ("unlabelled", "labelled", "output", "store", "seed", "device", "split", "plan", "network",
+         "pretraining", "finetuning", "inference"),
+        "demo --unlabelled SCANS --labelled CASES --output DEMO",
+    ),
+    "info": Command("versions, devices, and where runs are kept", (), "info", has_run=False),
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(HybridMIMLib.__version__)
+        return 0
+    if given[0] not in COMMANDS:
+        return _fail(f"there is no command {given[0]!r}. Commands are: {', '.join(COMMANDS)}.", 2)
+    try:
+        run = parse(given[0], given[1:])
+        return _run(given[0], run)
+    except SettingsError as error:
+        return _fail(str(error), 2)
+    except HybridMIMError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("stopped. The same command with the same --output continues.", 130)
+
+
+def parse(command: str, arguments: Sequence[str]) -> Run:
+    """The settings tree from options and ``--config`` files.
+
+    Raises:
+        SettingsError: an option is unknown or has a value that cannot work.
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        values = _parser(command).parse_args(list(arguments)).as_dict()
+    except (ArgumentError, argparse.ArgumentError) as error:
+        # jsonargparse explains over several lines; the first says what, the last says why.
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+        text = lines[0] if len(lines) < 2 else f"{lines[0]} ({lines[-1]})"
+        raise SettingsError(text, cure=f"See {PROGRAM} {command} --help.") from error
+    values.pop("config", None)
+    return from_dict(values)
+
+
+def _run(command: str, run: Run) -> int:
+    function = getattr(HybridMIMLib, command)
+    if not COMMANDS[command].has_run:
+        print(report(command, function(run)))
+        return 0
+    from HybridMIMLib.runs import new_path
+    from HybridMIMLib.terminal import TerminalBar
+
+    run = run if run.output else make_run(run, {"output": str(new_path(command))})
+    signal.signal(signal.SIGTERM, _stop)
+    with TerminalBar(Path(str(run.output)).expanduser() / "events.jsonl", sys.stderr):
+        result = function(run)
+    print(report(command, {**result, "output": run.output}))
+    if result.get("warnings"):
+        print("\n" + "\n".join(f"warning: {text}" for text in result["warnings"]), file=sys.stderr)
+    return 3 if any(text.startswith("skipped") for text in result.get("warnings", [])) else 0
+
+
+def _parser(command: str) -> Any:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    about = COMMANDS[command]
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} {command}",
+        description=f"{about.summary[0].upper()}{about.summary[1:]}.",
+        epilog=f"Example: {PROGRAM} {about.example}. Settings of other commands are accepted too, so that one "
+        "run.yaml serves all of them. Exit codes: 0 done, 1 failed, 2 wrong setting, 3 done but scans were "
+        "skipped, 130 stopped; a stopped run is continued by the same command.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML, such as the run.yaml of a run")
+    _add_options(parser, Run, to_dict(_defaults(command)), "", about.options)
+    return parser
+
+
+def _add_options(parser: Any, kind: type, defaults: dict[str, Any], prefix: str, shown: Sequence[str]) -> None:
+    hints = get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        visible = bool(prefix) or one.name in shown
+        if dataclasses.is_dataclass(hints[one.name]):
+            group = parser.add_argument_group(one.metadata["help"] if visible else None)
+            inner = tuple(f.name for f in dataclasses.fields(hints[one.name])) if visible else ()
+            for field in dataclasses.fields(hints[one.name]):
+                _add_option(group, field, get_type_hints(hints[one.name])[field.name],
+                            defaults[one.name][field.name], f"{one.name}.", field.name in inner)  # fmt: skip
+        else:
+            _add_option(parser, one, hints[one.name], defaults[one.name], "", visible)
+
+
+def _add_option(group: Any, one: Any, hint: Any, default: Any, prefix: str, visible: bool) -> None:
+    text = one.metadata["help"].replace("%", "%%") if visible else argparse.SUPPRESS
+    group.add_argument(f"--{prefix}{one.name}", type=hint, default=default, help=text)
+
+
+def _defaults(command: str) -> Run:
+    if command != "demo":
+        return Run()
+    from HybridMIMLib.demonstration import DEFAULTS
+
+    return make_run(None, DEFAULTS)
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {about.summary}" for name, about in COMMANDS.items()]
+    examples = [f"  {PROGRAM} {COMMANDS[name].example}" for name in ("pretrain", "finetune", "segment")]
+    return "\n".join([
+        "HybridMIM: self-supervised pre-training and few-label segmentation of 3D medical scans.",
+        "", f"usage: {PROGRAM} COMMAND [options]", "", "commands:", *lines,
+        "", "From a folder of scans to segmentations:", *examples,
+        "", f"Options of a command: {PROGRAM} COMMAND --help",
+    ])  # fmt: skip
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl+C, so that the run folder says that it was stopped."""
+    raise KeyboardInterrupt
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return code

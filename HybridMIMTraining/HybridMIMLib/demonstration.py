@@ -1,0 +1,246 @@
+"""The main job from end to end: pre-train, fine-tune, segment unseen scans, show the result in a MRML scene.
+
+On the user's folders, or, when none are named, on synthetic scans (:mod:`HybridMIMLib.data.phantom`) so that it runs
+offline. The MRML part runs in a process of its own, as it does beside Slicer: no process loads both torch and MRML.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.config import Run, make_run
+from HybridMIMLib.data.layouts import Case, Dataset, open_dataset
+from HybridMIMLib.data.phantom import write_phantoms
+from HybridMIMLib.data.survey import content_hash
+from HybridMIMLib.errors import DataError, RunError
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.randomness import random_stream
+from HybridMIMLib.runs import RunFolder
+
+DEFAULTS: dict[str, Any] = {
+    "pretraining": {"steps": 150},
+    "finetuning": {"steps": 400, "validate_every": 80},
+}
+"""Where the demo differs from a real run: short enough for two cores."""
+
+SYNTHETIC = {"unlabelled": 16, "labelled": 10, "unseen": 4}
+SYNTHETIC_CROP = [48, 48, 32]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which cases serve what; no scan of ``unseen`` is in the others."""
+
+    unlabelled: Dataset
+    labelled: Dataset
+    unseen: Dataset
+    synthetic: bool
+
+
+def demo(run: Run | None = None, **settings: Any) -> dict[str, Any]:
+    """Pre-train, fine-tune, segment unseen scans and show one; a demo that was stopped is continued.
+
+    Without ``unlabelled`` and ``labelled`` folders it works on synthetic scans.
+
+    Returns:
+        ``dice`` (by class, and ``mean``), ``cases`` (Dice of each), ``seconds`` (by stage), ``files``, ``warnings``.
+
+    Raises:
+        HybridMIMError: settings, scans or disk do not allow it; the message names the cure.
+    """
+    run = make_run(run, settings) if run else make_run(make_run(None, DEFAULTS), settings)
+    if bool(run.unlabelled) != bool(run.labelled):
+        missing = "labelled" if run.unlabelled else "unlabelled"
+        run.folder(missing, "the demo needs both folders, or none for synthetic scans")
+    folder = RunFolder.open("demo", run)
+    if folder.result is not None:
+        folder.events.message(f"already finished; remove {folder.path} to compute it anew")
+        return folder.result
+    with folder.at_work() as events:
+        return folder.finish(_Demo(run, folder.path, events).run())
+
+
+class _Demo:
+    """The stages of one demo, each in a subfolder, with what they took."""
+
+    def __init__(self, run: Run, folder: Path, events: EventLog) -> None:
+        self.folder, self.events = folder, events
+        self.run_settings = replace(run, store=run.store or str(folder / "store"))
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        shares = self._shares()
+        self._write_split(shares)
+        run = self.run_settings
+        if shares.synthetic and run.plan.crop is None:
+            run = replace(run, plan=replace(run.plan, crop=SYNTHETIC_CROP))
+        # Imported late: torch takes seconds, and a wrong folder should be told before them.
+        from HybridMIMLib.finetuning.run import run_finetuning
+        from HybridMIMLib.pretraining.run import run_pretraining
+
+        run = replace(run, unlabelled=str(shares.unlabelled.root), labelled=str(shares.labelled.root))
+        pretrained = self._stage(
+            "pre-training", lambda path: run_pretraining(run, path, self.events, shares.unlabelled)
+        )
+        run = replace(run, weights=pretrained["weights"])
+        finetuned = self._stage("fine-tuning", lambda path: run_finetuning(run, path, self.events, shares.labelled))
+        segmented = self._stage("segmentation", lambda path: self._segment(finetuned["model"], shares.unseen, path))
+        shown = self._stage("scene", lambda path: self._show(segmented, shares, path))
+        return {
+            "synthetic": shares.synthetic,
+            "scans": {name: len(getattr(shares, name).cases) for name in ("unlabelled", "labelled", "unseen")},
+            "dice": segmented["dice"],
+            "cases": segmented["cases"],
+            "accuracies": pretrained["accuracies"],
+            "loaded": finetuned["loaded"],
+            "seconds": self.seconds,
+            "files": {"model": finetuned["model"], "labels": str(self.folder / "segmentation" / "labels"), **shown},
+        }
+
+    def _stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Do a stage, or take what it made when an earlier, interrupted demo finished it."""
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        done = path / "result.json"
+        if not done.exists():
+            began = time.monotonic()
+            result = work(path)
+            write_json(done, {**result, "seconds": round(time.monotonic() - began, 1)})
+        result = dict(read_json(done))
+        self.seconds[name] = result["seconds"]
+        return result
+
+    def _shares(self) -> Shares:
+        run = self.run_settings
+        if run.unlabelled is None or run.labelled is None:
+            made = write_phantoms(self.folder / "scans", run.seed, **SYNTHETIC)
+            return Shares(
+                open_dataset(made.unlabelled, labelled=False),
+                open_dataset(made.labelled, labelled=True),
+                open_dataset(made.unseen, labelled=True),
+                synthetic=True,
+            )
+        return share_out(
+            open_dataset(run.folder("unlabelled", "scans"), labelled=False),
+            open_dataset(run.folder("labelled", "labelled scans"), labelled=True),
+            run,
+        )
+
+    def _write_split(self, shares: Shares) -> None:
+        names = {
+            name: [case.name for case in getattr(shares, name).cases] for name in ("unlabelled", "labelled", "unseen")
+        }
+        write_json(self.folder / "split.json", names)
+
+    def _segment(self, model: str, unseen: Dataset, path: Path) -> dict[str, Any]:
+        from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
+        from HybridMIMLib.inference.predictor import Predictor
+        from HybridMIMLib.inference.run import segment_case
+        from HybridMIMLib.model_package import load_model
+        from HybridMIMLib.networks.device import choose_device
+
+        package, run = load_model(Path(model)), self.run_settings
+        predictor = Predictor(
+            package.network, package.plan, package.classes, run.inference, choose_device(run.device)
+        )
+        phase = self.events.phase("segment", len(unseen.cases))
+        rows, files = {}, {}
+        for done, case in enumerate(unseen.cases, 1):
+            target = path / "labels" / f"{case.name}.nii.gz"
+            try:
+                result, reference = segment_case(case, predictor, target)
+            except DataError as error:
+                self.events.warning(f"skipped: {error}")
+                continue
+            rows[case.name], files[case.name] = dice_by_class(result, reference, package.classes), str(target)
+            phase.progress(done)
+        if not rows:
+            raise DataError(f"{unseen.root}: none of the unseen scans can be used", cure="See the reasons above.")
+        classes = [one.to_json() for one in package.classes]
+        return {"dice": mean_dice(list(rows.values())), "cases": rows, "labels": files, "classes": classes}
+
+    def _show(self, segmented: dict[str, Any], shares: Shares, path: Path) -> dict[str, Any]:
+        name = typical_case(segmented["cases"])
+        case = next(case for case in shares.unseen.cases if case.name == name)
+        job = {
+            "scan": str(case.images[0]),
+            "labels": segmented["labels"][name],
+            "reference": str(case.label),
+            "classes": segmented["classes"],
+            "name": name,
+            "segmentation": str(path / f"{name}.seg.nrrd"),
+            "scene": str(path / f"{name}.mrb"),
+            "picture": str(path / f"{name}.png"),
+        }
+        phase = self.events.phase("show", 1)
+        write_json(path / "job.json", job)
+        child = subprocess.run(
+            [sys.executable, "-m", "HybridMIMLib.slicer_side.show", str(path / "job.json")],
+            capture_output=True,
+            check=False,
+        )
+        if child.returncode != 0:
+            said = child.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+            raise RunError(f"the scene of {name} could not be made: {said[-1]}", cure="See README, Troubleshooting.")
+        phase.progress(1)
+        shown = json.loads(child.stdout.decode("utf-8").strip().splitlines()[-1])
+        return {key: shown[key] for key in ("segmentation", "scene", "picture")}
+
+
+def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
+    """Keep unseen cases out of everything else, then take as many of the rest as the settings say.
+
+    Cases are told apart by the content of their scans, so that a copy of a test scan under another name in the
+    unlabelled folder is left out as well. Scans to fine-tune on are taken for pre-training only where the others
+    do not suffice.
+
+    Raises:
+        DataError: there are fewer scans than asked for.
+    """
+    wanted, seed = run.split, run.seed
+    order = [labelled.cases[i] for i in random_stream(seed, "unseen").permutation(len(labelled.cases))]
+    count = wanted.unseen if wanted.unseen > 0 else max(len(order) // 4, 1)
+    unseen, rest = order[:count], order[count:]
+    to_label = _take(rest, wanted.labelled, labelled.root, "labelled", at_least=2)
+    kept_out = {content_hash(case.images) for case in unseen}
+    fine_tuned = {content_hash(case.images) for case in to_label}
+    mixed = [unlabelled.cases[i] for i in random_stream(seed, "unlabelled").permutation(len(unlabelled.cases))]
+    hashes = {case.name: content_hash(case.images) for case in mixed}
+    free = [case for case in mixed if hashes[case.name] not in kept_out]
+    free.sort(key=lambda case: hashes[case.name] in fine_tuned)
+    to_pretrain = _take(free, wanted.unlabelled, unlabelled.root, "unlabelled", at_least=2)
+    return Shares(_part(unlabelled, to_pretrain), _part(labelled, to_label), _part(labelled, unseen), synthetic=False)
+
+
+def typical_case(rows: dict[str, dict[str, float]]) -> str:
+    """The case whose mean Dice is the median: a picture of the best would flatter."""
+
+    def score(name: str) -> float:
+        known = [value for value in rows[name].values() if value == value]
+        return sum(known) / len(known) if known else 0.0
+
+    ordered = sorted(rows, key=score)
+    return ordered[len(ordered) // 2]
+
+
+def _take(cases: list[Case], count: int, root: Path, kind: str, at_least: int) -> list[Case]:
+    needed = max(count, at_least)
+    if len(cases) < needed:
+        raise DataError(
+            f"{root}: {len(cases)} {kind} scan(s) are left after the test scans were put aside, {needed} are needed",
+            cure=f"Add scans, or lower split.{kind} or split.unseen.",
+        )
+    return cases if count < 0 else cases[:count]
+
+
+def _part(dataset: Dataset, cases: list[Case]) -> Dataset:
+    names = {case.name for case in cases}
+    return replace(dataset, cases=tuple(case for case in dataset.cases if case.name in names))

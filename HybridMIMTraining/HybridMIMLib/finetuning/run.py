@@ -1,0 +1,207 @@
+"""Fine-tuning: labelled scans, and pre-trained weights where there are any → a model package."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from HybridMIMLib.config import NetworkSettings, Run, make_run
+from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
+from HybridMIMLib.data.layouts import Dataset
+from HybridMIMLib.data.patches import CropSampler
+from HybridMIMLib.data.plan import Plan
+from HybridMIMLib.data.prepare import Prepared, prepare_folder, split
+from HybridMIMLib.data.survey import CaseFacts, read_case
+from HybridMIMLib.errors import DataError, ModelError
+from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.files import write_json
+from HybridMIMLib.finetuning.loss import segmentation_losses, set_initial_shares
+from HybridMIMLib.inference.predictor import Predictor
+from HybridMIMLib.model_package import ModelPackage
+from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
+from HybridMIMLib.networks.device import choose_device, layout_of, place
+from HybridMIMLib.networks.dropout import dropout_keys
+from HybridMIMLib.pretraining.run import WEIGHTS_FILE
+from HybridMIMLib.randomness import stream_key
+from HybridMIMLib.runs import RunFolder
+from HybridMIMLib.training import Schedule, TrainingLoop
+from HybridMIMLib.weights import load_weights, save_weights, transfer
+
+FEWEST_CASES = 2
+
+
+def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
+    """Train a segmentation network on ``labelled`` scans; a run that was stopped is continued.
+
+    Args:
+        run: all settings; or
+        settings: some of them by name, e.g. ``finetune(labelled="cases", weights="pretrained", output="run")``.
+
+    Returns:
+        ``model`` (path of the package), ``validation`` (Dice by class of the kept checkpoint), ``step`` it was
+        reached at, ``loaded`` (what came from the pre-trained weights), ``warnings``.
+
+    Raises:
+        HybridMIMError: settings, scans, weights or disk do not allow it; the message names the cure.
+    """
+    run = make_run(run, settings)
+    run.folder("labelled", "the folder of labelled scans")
+    folder = RunFolder.open("finetune", run)
+    if folder.result is not None:
+        folder.events.message(f"already finished: {folder.path}")
+        return folder.result
+    with folder.at_work() as events:
+        return folder.finish(run_finetuning(run, folder.path, events))
+
+
+def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Prepare, train, validate, write the package; see :func:`finetune`. ``dataset``: a part of the folder's cases."""
+    start = _PretrainedWeights.of(run)
+    network_settings = start.network if start else run.network
+    run = replace(run, network=network_settings)
+    prepared = prepare_folder(run, "labelled", folder, events, start.plan if start else None, FEWEST_CASES, dataset)
+    network = make_segmentation_network(network_settings, prepared.plan.channels, len(prepared.classes), run.seed)
+    assert network.head.bias is not None
+    set_initial_shares(network.head.bias)
+    loaded = start.transfer_to(network) if start else "from scratch"
+    events.message(loaded)
+    training, validation = _split_cases(run, prepared)
+    write_json(folder / "split.json", {"training": training, "validation": validation})
+    trainer = _Finetuning(run, prepared, network, training, validation, folder, events)
+    memory = trainer.train()
+    package = ModelPackage(
+        network,
+        network_settings,
+        prepared.plan,
+        prepared.classes,
+        {
+            "pretrained": loaded,
+            "labelled_scans": len(training),
+            "validation_scans": len(validation),
+            "validation_dice": {k[len("best ") :]: v for k, v in memory.items() if k.startswith("best ")},
+            "settings": asdict(run.finetuning),
+            "seed": run.seed,
+        },
+    )
+    package.save(folder / "model")
+    return {
+        "model": str(folder / "model"),
+        "validation": package.provenance["validation_dice"],
+        "step": int(memory.get("step", run.finetuning.steps)),
+        "loaded": loaded,
+    }
+
+
+class _PretrainedWeights:
+    """Weights of a pre-training, with the network and the plan that they belong to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors, description = load_weights(path)
+        try:
+            self.network = NetworkSettings(**description["network"])
+            self.plan = Plan.from_json(description["plan"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{path}: does not hold weights of a pre-training", cure="Give the run folder of a pre-training."
+            ) from error
+
+    @classmethod
+    def of(cls, run: Run) -> _PretrainedWeights | None:
+        """The weights that the run names, as run folder or as file, or None to start from scratch."""
+        if run.weights is None:
+            return None
+        path = Path(run.weights).expanduser()
+        return cls(path / WEIGHTS_FILE if path.is_dir() else path)
+
+    def transfer_to(self, network: SegmentationNetwork) -> str:
+        """Copy encoder and decoder; the sentence says how many tensors."""
+        return transfer(network.backbone, self.tensors, self.path)
+
+
+class _Finetuning:
+    """Steps, validation on whole scans with the predictor that users get, and the best checkpoint."""
+
+    def __init__(
+        self,
+        run: Run,
+        prepared: Prepared,
+        network: SegmentationNetwork,
+        training: list[str],
+        validation: list[str],
+        folder: Path,
+        events: EventLog,
+    ) -> None:
+        self.run, self.plan, self.classes, self.events = run, prepared.plan, prepared.classes, events
+        self.device = choose_device(run.device)
+        self.network = network
+        self.predictor = Predictor(network, prepared.plan, prepared.classes, run.inference, self.device)
+        cases = [case for case in prepared.cases if case.name in set(training)]
+        self.sampler = CropSampler(cases, self.plan.crop, run.seed, "finetune", run.finetuning.foreground_share)
+        self.validation = [facts for facts in prepared.facts if facts.case.name in set(validation)]
+        self.folder, self.best = folder, folder / "best.safetensors"
+        self.memory: dict[str, float] = {}
+
+    def train(self) -> dict[str, float]:
+        """Train; the network holds the best weights afterwards. Returns score and step they were reached at."""
+        chosen = self.run.finetuning
+        place(self.network, self.device)
+        TrainingLoop(
+            name="finetune",
+            module=self.network,
+            losses=self.losses,
+            schedule=Schedule(chosen.steps, chosen.learning_rate, chosen.warmup_steps, chosen.weight_decay),
+            checkpoint=self.folder / "checkpoint.pt",
+            checkpoint_every=chosen.checkpoint_every,
+            events=self.events,
+            validate=self.validate if self.validation else None,
+            validate_every=chosen.validate_every,
+            memory=self.memory,
+        ).run()
+        if self.validation:
+            transfer(self.network, load_weights(self.best)[0], self.best)
+        return self.memory
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """The losses of one step."""
+        batch = self.sampler.batch(step, self.run.finetuning.batch, self.device, labels=True)
+        assert batch.label is not None
+        image, label = batch.image, batch.label
+        if self.run.finetuning.augment:
+            drawn = draw_augmentation(batch.keys, self.plan.spacing, self.run.finetuning.flip_axes)
+            image, label = apply_augmentation(image, label, drawn)
+        with dropout_keys([stream_key(key, "dropout") for key in batch.keys]):
+            scores = self.network(image.contiguous(memory_format=layout_of(self.device)))
+        return segmentation_losses(scores, label)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Dice on the whole validation scans, on their own grids; keeps the weights if they are the best yet."""
+        means = mean_dice([self._dice(facts) for facts in self.validation])
+        score = 0.0 if math.isnan(means["mean"]) else means["mean"]
+        if score > self.memory.get("best mean", -1.0):
+            save_weights(self.best, self.network.state_dict(), {"step": step})
+            self.memory.update({f"best {name}": value for name, value in means.items()}, step=step)
+        return {f"validation {name}": value for name, value in means.items()}
+
+    def _dice(self, facts: CaseFacts) -> dict[str, float]:
+        scan, label = read_case(facts.case)
+        assert label is not None
+        return dice_by_class(self.predictor.predict(scan.array, scan.grid), label.array, self.classes)
+
+
+def _split_cases(run: Run, prepared: Prepared) -> tuple[list[str], list[str]]:
+    names = [case.name for case in prepared.cases]
+    held_out = run.finetuning.validation_cases
+    if held_out < 0:
+        held_out = max(len(names) // 5, 1)
+    if held_out > len(names) - 1:
+        raise DataError(
+            f"{run.labelled}: {len(names)} labelled scans, of which {held_out} are to be held out for validation",
+            cure="Add labelled scans, or lower finetuning.validation_cases.",
+        )
+    return split(names, held_out, run.seed)

@@ -1,0 +1,150 @@
+"""Pre-training: a folder of unlabelled scans → weights of encoder and decoder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from HybridMIMLib.config import PretrainingSettings, Run, make_run
+from HybridMIMLib.data.layouts import Dataset
+from HybridMIMLib.data.patches import CropBatch, CropSampler, inside_mask
+from HybridMIMLib.data.prepare import Prepared, prepare_folder
+from HybridMIMLib.errors import DataError, SettingsError
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.networks import make_backbone
+from HybridMIMLib.networks.device import choose_device, layout_of, place
+from HybridMIMLib.networks.interface import Box
+from HybridMIMLib.pretraining.hybridmim import HybridMIM, MaskedBatch
+from HybridMIMLib.pretraining.masking import PatchGrid, Triple, draw_box, draw_mask, whole_patches
+from HybridMIMLib.randomness import random_stream, stream_key
+from HybridMIMLib.runs import RunFolder
+from HybridMIMLib.training import Schedule, TrainingLoop
+from HybridMIMLib.weights import save_weights
+
+WEIGHTS_FILE = "pretrained.safetensors"
+
+
+def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
+    """Pre-train on ``unlabelled`` scans with HybridMIM; a run that was stopped is continued.
+
+    Args:
+        run: all settings; or
+        settings: some of them by name, e.g. ``pretrain(unlabelled="scans", output="run", seed=1)``.
+
+    Returns:
+        ``weights`` (path), ``losses`` of the last step, ``accuracies`` of the region heads, ``warnings``.
+
+    Raises:
+        HybridMIMError: settings, scans or disk do not allow it; the message names the cure.
+    """
+    run = make_run(run, settings)
+    run.folder("unlabelled", "the folder of scans to pre-train on")
+    folder = RunFolder.open("pretrain", run)
+    if folder.result is not None:
+        folder.events.message(f"already finished: {folder.path}")
+        return folder.result
+    with folder.at_work() as events:
+        return folder.finish(run_pretraining(run, folder.path, events))
+
+
+def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Prepare, train, write the weights; see :func:`pretrain`. ``dataset`` names a part of the folder's scans."""
+    prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
+    device = choose_device(run.device)
+    objective = place(_objective(run, prepared), device)
+    assert isinstance(objective, HybridMIM)
+    batches = MaskedBatches(prepared, objective, run, device)
+    chosen = run.pretraining
+    losses = TrainingLoop(
+        name="pretrain",
+        module=objective,
+        losses=lambda step: objective.losses(batches.draw(step)),
+        schedule=Schedule(chosen.steps, chosen.learning_rate, chosen.warmup_steps, chosen.weight_decay),
+        checkpoint=folder / "checkpoint.pt",
+        checkpoint_every=chosen.checkpoint_every,
+        events=events,
+    ).run()
+    accuracies = _mean([objective.accuracies(batches.draw(chosen.steps + 1 + n)) for n in range(4)])
+    events.message("region heads, right answers: " + ", ".join(f"{k} {v:.2f}" for k, v in accuracies.items()))
+    description = {"network": asdict(run.network), "plan": prepared.plan.to_json(), "scans": len(prepared.cases)}
+    save_weights(folder / WEIGHTS_FILE, objective.backbone.state_dict(), description)
+    return {"weights": str(folder / WEIGHTS_FILE), "losses": losses, "accuracies": accuracies}
+
+
+class MaskedBatches:
+    """Draws crops, masks and boxes of any step from the prepared scans."""
+
+    def __init__(self, prepared: Prepared, objective: HybridMIM, run: Run, device: torch.device) -> None:
+        self.grid, self.settings, self.device = objective.grid, run.pretraining, device
+        self.sampler = CropSampler(prepared.cases, prepared.plan.crop, run.seed, "pretrain")
+        self.stride = objective.backbone.strides[-1]
+        self.box = box_size(self.grid, self.settings, self.stride)
+
+    def draw(self, step: int) -> MaskedBatch:
+        """The batch of a step, on the device."""
+        crops = self.sampler.batch(step, self.settings.batch, self.device)
+        whole = [whole_patches(size, self.grid) for size in crops.sizes]
+        streams = [random_stream(key, "mask") for key in crops.keys]
+        masks = [
+            draw_mask(random, self.grid, patches, self.settings.mask_ratio, self.settings.region_ratio)
+            for random, patches in zip(streams, whole)
+        ]
+        lower = [
+            draw_box(random, self.grid, patches, self.box, self.stride) for random, patches in zip(streams, whole)
+        ]
+        return MaskedBatch(
+            image=crops.image.contiguous(memory_format=layout_of(self.device)),
+            inside=inside_mask(crops.sizes, self.grid.crop, self.device),
+            whole=torch.from_numpy(np.stack(whole)).to(self.device),
+            mask=torch.from_numpy(np.stack(masks)).to(self.device),
+            box=Box(torch.tensor(lower), self.box),
+            keys=_dropout_keys(crops),
+        )
+
+
+def box_size(grid: PatchGrid, settings: PretrainingSettings, stride: Triple) -> Triple:
+    """The box to reconstruct: as set, or two thirds of the crop along each axis, in steps of the stride.
+
+    Raises:
+        SettingsError: the box is larger than the crop, or no multiple of the network's stride.
+    """
+    if settings.box is None:
+        d, h, w = (max(round(2 / 3 * c / s), 1) * s for c, s in zip(grid.crop, stride))
+        return (d, h, w)
+    if any(b > c or b % s for b, c, s in zip(settings.box, grid.crop, stride)):
+        raise SettingsError(
+            f"pretraining.box {settings.box} does not fit crop {list(grid.crop)} and stride {list(stride)}",
+            cure="Choose a box within the crop, each side a multiple of the stride.",
+        )
+    d, h, w = settings.box
+    return (d, h, w)
+
+
+def _objective(run: Run, prepared: Prepared) -> HybridMIM:
+    plan, chosen = prepared.plan, run.pretraining
+    if chosen.contrast_weight and chosen.batch < 2:
+        raise SettingsError(
+            "pretraining.batch is 1, and the contrast needs other samples to compare with",
+            cure="Set pretraining.batch to 2 or more (4 is better), or pretraining.contrast_weight to 0.",
+        )
+    if chosen.contrast_weight and len(prepared.cases) < 2:
+        raise DataError(
+            f"{run.unlabelled}: holds one usable scan, and the contrast compares different patients",
+            cure="Add scans, or set pretraining.contrast_weight to 0.",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_key(run.seed, "initial objective"))
+        backbone = make_backbone(run.network, plan.channels, run.seed)
+        return HybridMIM(backbone, PatchGrid(plan.crop, plan.patch, plan.region), plan.channels, chosen)
+
+
+def _dropout_keys(crops: CropBatch) -> tuple[int, ...]:
+    return tuple(stream_key(key, "dropout") for key in crops.keys)
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -1,0 +1,95 @@
+"""What a command made, as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from HybridMIMLib.terminal import duration
+
+
+def report(command: str, result: Mapping[str, Any]) -> str:
+    """The lines to print when ``command`` is done."""
+    writers = {"demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain, "segment": _segment}
+    return "\n".join(writers.get(command, _plain)(result))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        return "  ".join(cells).rstrip()
+
+    return [line(head), "  ".join("-" * width for width in widths), *(line(row) for row in rows)]
+
+
+def _demo(result: Mapping[str, Any]) -> list[str]:
+    scans = result["scans"]
+    kind = "synthetic phantoms, made by this program" if result["synthetic"] else "your folders"
+    names = list(result["dice"])
+    rows = [
+        [name, *(_number(case.get(column, _mean(case))) for column in names)]
+        for name, case in result["cases"].items()
+    ]
+    rows.append(["mean", *(_number(result["dice"][column]) for column in names)])
+    seconds = result["seconds"]
+    stages = [[name, duration(value)] for name, value in seconds.items()]
+    stages.append(["together", duration(sum(seconds.values()))])
+    return [
+        "",
+        f"Scans ({kind}): {scans['unlabelled']} unlabelled for pre-training, {scans['labelled']} labelled for "
+        f"fine-tuning, {scans['unseen']} unseen.",
+        f"Pre-trained weights: {result['loaded']}",
+        "",
+        "Dice on the unseen scans",
+        *table(["scan", *names], rows),
+        "",
+        *table(["stage", "m:ss"], stages),
+        "",
+        *(f"{name:<12} {path}" for name, path in result["files"].items()),
+    ]
+
+
+def _pretrain(result: Mapping[str, Any]) -> list[str]:
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in result["losses"].items())
+    return [f"losses       {losses}", f"weights      {result['weights']}",
+            f"next: finetune --labelled CASES --weights {result['output']}"]  # fmt: skip
+
+
+def _finetune(result: Mapping[str, Any]) -> list[str]:
+    scores = [f"{name} {_number(value)}" for name, value in result["validation"].items()]
+    kept = f"Dice on the validation scans, step {result['step']}: {', '.join(scores)}" if scores else "no validation"
+    return [result["loaded"], kept, f"model        {result['model']}",
+            f"next: segment --scans NEW --model {result['model']}"]  # fmt: skip
+
+
+def _segment(result: Mapping[str, Any]) -> list[str]:
+    return [f"{scan}  ->  {label}" for scan, label in result["labels"].items()]
+
+
+def _info(result: Mapping[str, Any]) -> list[str]:
+    runs = [f"  {r['state']:<10} {r['command']:<9} {r['began']}  {r['path']}" for r in result["runs"]]
+    return [
+        f"HybridMIM {result['version']}",
+        "versions:",
+        *(f"  {name:<15} {version}" for name, version in result["versions"].items()),
+        "devices:",
+        *(f"  {device}" for device in result["devices"]),
+        f"runs are kept in {result['workspace']}/runs ({result['free_gb']} GB free); HYBRIDMIM_WORKSPACE moves it",
+        *(runs or ["  none yet"]),
+    ]
+
+
+def _plain(result: Mapping[str, Any]) -> list[str]:
+    return [f"{name:<12} {value}" for name, value in result.items() if name != "warnings"]
+
+
+def _mean(case: Mapping[str, float | None]) -> float | None:
+    known = [value for value in case.values() if value is not None and value == value]
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"

@@ -1,0 +1,172 @@
+"""The training loop that every stage shares: steps, learning rate, checkpoints, progress.
+
+An ignite engine runs the steps. It is not asked for reproducibility: a step's draws follow from (seed, step, sample),
+the learning rate from the step, and everything else that a step depends on is in the checkpoint. A run that was
+stopped anywhere therefore ends with the same weights, on the same kind of device.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from HybridMIMLib.errors import RunError
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.files import atomic_path
+
+LARGEST_GRADIENT = 5.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and the learning rate at each step.
+
+    Attributes:
+        steps: optimizer steps.
+        learning_rate: peak.
+        warmup_steps: steps in which it rises linearly; it falls as half a cosine afterwards.
+        weight_decay: of AdamW.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+
+    def rate(self, step: int) -> float:
+        """Learning rate of ``step``, counted from 1."""
+        warmup = min(self.warmup_steps, self.steps - 1)
+        if step <= warmup:
+            return self.learning_rate * step / warmup
+        passed = (step - warmup) / max(self.steps - warmup, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0)) * 0.999)
+
+
+@dataclass
+class TrainingLoop:
+    """Trains a module and can go on where it was stopped.
+
+    Attributes:
+        name: of the phase in the events.
+        module: what is trained.
+        losses: step → losses by name; their sum is minimised.
+        schedule: steps and learning rate.
+        device: where the module lies.
+        checkpoint: file to continue from; written every ``checkpoint_every`` steps.
+        validate: step → metrics, called every ``validate_every`` steps and at the end; 0 = never.
+        memory: numbers that the validation keeps, such as the best score; saved with the checkpoint.
+    """
+
+    name: str
+    module: nn.Module
+    losses: Callable[[int], dict[str, Tensor]]
+    schedule: Schedule
+    checkpoint: Path
+    checkpoint_every: int
+    events: EventLog
+    validate: Callable[[int], Mapping[str, float]] | None = None
+    validate_every: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step.
+
+        Returns:
+            The losses of the last step.
+
+        Raises:
+            RunError: the checkpoint does not belong to this run, or the losses are no numbers any more.
+            DiskError: a checkpoint could not be written.
+        """
+        self._optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=self.schedule.weight_decay)
+        done = self._continue()
+        self._phase = self.events.phase(self.name, self.schedule.steps, done)
+        self._last: dict[str, float] = {}
+        engine = Engine(lambda engine, _: self._step(engine.state.iteration))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self._after(e.state.iteration, e.state.output))
+        if done < self.schedule.steps:
+            engine.load_state_dict({"iteration": done, "max_epochs": 1, "epoch_length": self.schedule.steps})
+            engine.run()
+        return self._last
+
+    def _step(self, step: int) -> dict[str, Tensor]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.schedule.rate(step)
+        self.module.train()
+        losses = self.losses(step)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        # A gradient that is not finite must stop the run: a step with it would destroy the weights for good.
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), LARGEST_GRADIENT)
+        if not torch.isfinite(norm):
+            raise RunError(
+                f"{self.name}, step {step}: the gradient is not finite",
+                cure=f"Lower the learning rate (now {self.schedule.learning_rate}), or try another --seed.",
+            )
+        self._optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _after(self, step: int, losses: dict[str, Tensor]) -> None:
+        last = step == self.schedule.steps
+        if self._phase.due(step):
+            self._last = {name: float(loss) for name, loss in losses.items()}
+            self._phase.progress(step, self._last)
+        if self.validate is not None and (last or (self.validate_every and step % self.validate_every == 0)):
+            self._phase.progress(step, metrics=self.validate(step))
+        if last or step % self.checkpoint_every == 0:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        state = {
+            "phase": self.name,
+            "step": step,
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "memory": self.memory,
+        }
+        with atomic_path(self.checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def _continue(self) -> int:
+        """Load the checkpoint, if there is one; the step it was made after."""
+        if not self.checkpoint.exists():
+            return 0
+        state = load_checkpoint(self.checkpoint)
+        try:
+            if state["phase"] != self.name:
+                raise KeyError(f"made by {state['phase']}")
+            self.module.load_state_dict(state["module"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.memory.update(state["memory"])
+            step = int(state["step"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"{self.checkpoint}: does not belong to this run ({error})",
+                cure="Choose another folder with --output.",
+            ) from error
+        self.events.message(f"{self.name}: continued after step {step}")
+        return step
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; tensors and plain values alone, nothing in it is executed.
+
+    Raises:
+        RunError: the file is damaged or holds anything else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{path}: cannot be read ({first_line})", cure="Delete the file to begin again.") from error
+    if not isinstance(state, dict):
+        raise RunError(f"{path}: is no checkpoint", cure="Delete the file to begin again.")
+    return state
