@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from types import FrameType
 from typing import Any, get_type_hints
 
 import HybridMIMLib
-from HybridMIMLib.config import Run, from_dict, make_run, to_dict
+from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict
 from HybridMIMLib.errors import HybridMIMError, SettingsError
 from HybridMIMLib.report import report
 
@@ -97,10 +98,7 @@ def parse(command: str, arguments: Sequence[str]) -> Run:
     try:
         values = _parser(command).parse_args(list(arguments)).as_dict()
     except (ArgumentError, argparse.ArgumentError) as error:
-        # jsonargparse explains over several lines; the first says what, the last says why.
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        text = lines[0] if len(lines) < 2 else f"{lines[0]} ({lines[-1]})"
-        raise SettingsError(text, cure=f"See {PROGRAM} {command} --help.") from error
+        raise SettingsError(_explain(str(error)), cure=f"See {PROGRAM} {command} --help.") from error
     values.pop("config", None)
     return from_dict(values)
 
@@ -124,18 +122,20 @@ def _run(command: str, run: Run) -> int:
 
 
 def _parser(command: str) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     about = COMMANDS[command]
     parser = ArgumentParser(
         prog=f"{PROGRAM} {command}",
+        usage=f"{PROGRAM} {command} [options]",
         description=f"{about.summary[0].upper()}{about.summary[1:]}.",
         epilog=f"Example: {PROGRAM} {about.example}. Settings of other commands are accepted too, so that one "
         "run.yaml serves all of them. Exit codes: 0 done, 1 failed, 2 wrong setting, 3 done but scans were "
         "skipped, 130 stopped; a stopped run is continued by the same command.",
         exit_on_error=False,
+        formatter_class=_HelpFormatter,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML, such as the run.yaml of a run")
+    parser.add_argument("--config", action="config", help="settings as YAML, such as the run.yaml of a run")
     _add_options(parser, Run, to_dict(_defaults(command)), "", about.options)
     return parser
 
@@ -155,16 +155,15 @@ def _add_options(parser: Any, kind: type, defaults: dict[str, Any], prefix: str,
 
 
 def _add_option(group: Any, one: Any, hint: Any, default: Any, prefix: str, visible: bool) -> None:
-    text = one.metadata["help"].replace("%", "%%") if visible else argparse.SUPPRESS
+    text = argparse.SUPPRESS
+    if visible:
+        known = "" if default is None else f" [{str(default).lower() if isinstance(default, bool) else default}]"
+        text = (one.metadata["help"] + known).replace("%", "%%")
     group.add_argument(f"--{prefix}{one.name}", type=hint, default=default, help=text)
 
 
 def _defaults(command: str) -> Run:
-    if command != "demo":
-        return Run()
-    from HybridMIMLib.demonstration import DEFAULTS
-
-    return make_run(None, DEFAULTS)
+    return make_run(None, DEMO_DEFAULTS if command == "demo" else {})
 
 
 def _overview() -> str:
@@ -177,6 +176,40 @@ def _overview() -> str:
         "", "From a folder of scans to segmentations:", *examples,
         "", f"Options of a command: {PROGRAM} COMMAND --help",
     ])  # fmt: skip
+
+
+def _explain(text: str) -> str:
+    """The error of jsonargparse in words that need no knowledge of Python."""
+    name = re.search(r'[Pp]arser key "([^"]+)"', text)
+    value = re.search(r"(?:Got|Given) value: (.*)", text)
+    if name is None or value is None:
+        return text.replace('Parser key "config": ', "--config: ").replace(
+            "unrecognized arguments", "unknown options"
+        )
+    kinds = {
+        "bool": "true or false",
+        "int": "a whole number",
+        "float": "a number",
+        "list": "a list such as [1, 2, 3]",
+    }
+    wanted = next((words for kind, words in kinds.items() if re.search(rf"\b{kind}\b", text, re.IGNORECASE)), "")
+    if choices := re.search(r"(?:Literal|one of|choose from) ?[\[(]?([^\])\n]+)", text):
+        wanted = f"one of {choices[1]}"
+    return f"--{name[1]} cannot be {value[1].strip(' )')}" + (f", it takes {wanted}" if wanted else "")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """A short line an option: its name without jsonargparse's aliases and Python types, its meaning, [default]."""
+
+    def __init__(self, prog: str, **others: Any) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return ", ".join(name for name in action.option_strings if not name.endswith("+"))
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if "--print_config" not in action.option_strings:
+            super().add_argument(action)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

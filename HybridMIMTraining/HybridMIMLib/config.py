@@ -21,6 +21,13 @@ from HybridMIMLib.errors import SettingsError
 Triple = list[int]
 
 
+DEMO_DEFAULTS: dict[str, Any] = {
+    "pretraining": {"steps": 150},
+    "finetuning": {"steps": 400, "validate_every": 80},
+}
+"""Where the demo differs from a real run: short enough for two cores."""
+
+
 def setting(default: Any, help_text: str) -> Any:
     """A dataclass field with a default and the line that ``--help`` shows for it."""
     metadata = {"help": help_text}

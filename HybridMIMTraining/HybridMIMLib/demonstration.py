@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.config import Run, make_run
+from HybridMIMLib.config import DEMO_DEFAULTS, Run, make_run
 from HybridMIMLib.data.layouts import Case, Dataset, open_dataset
 from HybridMIMLib.data.phantom import write_phantoms
 from HybridMIMLib.data.survey import content_hash
@@ -24,12 +24,6 @@ from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.randomness import random_stream
 from HybridMIMLib.runs import RunFolder
-
-DEFAULTS: dict[str, Any] = {
-    "pretraining": {"steps": 150},
-    "finetuning": {"steps": 400, "validate_every": 80},
-}
-"""Where the demo differs from a real run: short enough for two cores."""
 
 SYNTHETIC = {"unlabelled": 16, "labelled": 10, "unseen": 4}
 SYNTHETIC_CROP = [48, 48, 32]
@@ -56,7 +50,7 @@ def demo(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     Raises:
         HybridMIMError: settings, scans or disk do not allow it; the message names the cure.
     """
-    run = make_run(run, settings) if run else make_run(make_run(None, DEFAULTS), settings)
+    run = make_run(run, settings) if run else make_run(make_run(None, DEMO_DEFAULTS), settings)
     if bool(run.unlabelled) != bool(run.labelled):
         missing = "labelled" if run.unlabelled else "unlabelled"
         run.folder(missing, "the demo needs both folders, or none for synthetic scans")

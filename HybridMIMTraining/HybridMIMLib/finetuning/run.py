@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from HybridMIMLib.config import NetworkSettings, Run, make_run
@@ -60,7 +61,8 @@ def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
 
 def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
-    """Prepare, train, validate, write the package; see :func:`finetune`. ``dataset``: a part of the folder's cases."""
+    """Prepare, train, validate, write the package; see :func:`finetune`. ``dataset`` names a part of the cases."""
+    device = choose_device(run.device)
     start = _PretrainedWeights.of(run)
     network_settings = start.network if start else run.network
     run = replace(run, network=network_settings)
@@ -72,7 +74,7 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     events.message(loaded)
     training, validation = _split_cases(run, prepared)
     write_json(folder / "split.json", {"training": training, "validation": validation})
-    trainer = _Finetuning(run, prepared, network, training, validation, folder, events)
+    trainer = _Finetuning(run, prepared, network, training, validation, folder, events, device)
     memory = trainer.train()
     package = ModelPackage(
         network,
@@ -136,10 +138,10 @@ class _Finetuning:
         validation: list[str],
         folder: Path,
         events: EventLog,
+        device: torch.device,
     ) -> None:
         self.run, self.plan, self.classes, self.events = run, prepared.plan, prepared.classes, events
-        self.device = choose_device(run.device)
-        self.network = network
+        self.device, self.network = device, network
         self.predictor = Predictor(network, prepared.plan, prepared.classes, run.inference, self.device)
         cases = [case for case in prepared.cases if case.name in set(training)]
         self.sampler = CropSampler(cases, self.plan.crop, run.seed, "finetune", run.finetuning.foreground_share)

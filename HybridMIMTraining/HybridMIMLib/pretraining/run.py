@@ -53,8 +53,8 @@ def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
 def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
     """Prepare, train, write the weights; see :func:`pretrain`. ``dataset`` names a part of the folder's scans."""
-    prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
     device = choose_device(run.device)
+    prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
     objective = place(_objective(run, prepared), device)
     assert isinstance(objective, HybridMIM)
     batches = MaskedBatches(prepared, objective, run, device)

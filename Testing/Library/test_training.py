@@ -1,0 +1,130 @@
+"""The training loop: exact continuation, schedule, and what ends it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from HybridMIMLib.errors import RunError
+from HybridMIMLib.events import EventLog, EventReader
+from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
+from HybridMIMLib.randomness import random_stream, stream_key
+from HybridMIMLib.training import Schedule, TrainingLoop, load_checkpoint
+from torch import Tensor, nn
+
+
+class Stopped(Exception):
+    """Stands for a power cut: raised in the middle of a step."""
+
+
+def make_loop(folder: Path, steps: int = 12, stop_at: int | None = None, rate: float = 0.01) -> TrainingLoop:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), SampleDropout(0.5, "drop"), nn.Conv3d(4, 1, 1))
+
+    def losses(step: int) -> dict[str, Tensor]:
+        if step == stop_at:
+            raise Stopped
+        image = torch.from_numpy(random_stream(1, step, "image").standard_normal((2, 1, 4, 4, 4), dtype="float32"))
+        with dropout_keys([stream_key(1, step, sample) for sample in range(2)]):
+            return {"square": (module(image) - 1).square().mean()}
+
+    return TrainingLoop(
+        name="train",
+        module=module,
+        losses=losses,
+        schedule=Schedule(steps, rate, warmup_steps=3, weight_decay=0.01),
+        checkpoint=folder / "checkpoint.pt",
+        checkpoint_every=4,
+        events=EventLog(folder / "events.jsonl"),
+    )
+
+
+def weights(loop: TrainingLoop) -> list[Tensor]:
+    return [p.detach().clone() for p in loop.module.parameters()]
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 7, 9, 12])
+def test_a_run_stopped_anywhere_ends_with_the_same_weights(tmp_path: Path, stop_at: int) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
+    whole = make_loop(tmp_path / "whole")
+    whole.run()
+    with pytest.raises(Stopped):
+        make_loop(tmp_path / "stopped", stop_at=stop_at).run()
+    torch.rand(stop_at)  # the global stream is elsewhere now, as in another process
+    continued = make_loop(tmp_path / "stopped")
+    continued.run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(continued)))
+
+
+def test_a_finished_run_takes_no_step_more(tmp_path: Path) -> None:
+    first = make_loop(tmp_path)
+    first.run()
+    again = make_loop(tmp_path, stop_at=1)
+    again.run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again)))
+
+
+def test_progress_reaches_the_last_step(tmp_path: Path) -> None:
+    make_loop(tmp_path).run()
+    steps = [e["step"] for e in EventReader(tmp_path / "events.jsonl").read() if e["kind"] == "progress"]
+    assert steps[-1] == 12 and steps == sorted(steps)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, steps=80, rate=0.05)
+    before = float(loop.losses(1)["square"].detach())
+    assert loop.run()["square"] < 0.7 * before
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_lost(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path)
+    before = weights(loop)
+    loop.losses = lambda step: {"bad": next(loop.module.parameters()).sum() * float("nan")}
+    with pytest.raises(RunError, match="step 1: the gradient is not finite"):
+        loop.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(loop)))
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    schedule = Schedule(steps=100, learning_rate=1.0, warmup_steps=10, weight_decay=0.0)
+    rates = [schedule.rate(step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+    assert all(a < b for a, b in zip(rates[:9], rates[1:10])) and all(a > b for a, b in zip(rates[9:], rates[10:]))
+    assert 0 < rates[-1] < 0.01
+
+
+def test_learning_rate_of_one_single_step() -> None:
+    assert Schedule(1, 1.0, warmup_steps=10, weight_decay=0.0).rate(1) > 0
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    make_loop(tmp_path).run()
+    other = make_loop(tmp_path)
+    other.module = nn.Linear(2, 2)
+    with pytest.raises(RunError, match=r"checkpoint\.pt"):
+        other.run()
+
+
+def test_checkpoint_with_code_in_it_is_not_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "exploded",))  # type: ignore[return-value]
+
+    (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(RunError, match="cannot be read"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+    torch.save({"step": Bomb()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(RunError, match="cannot be read"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_truncated_checkpoint_names_the_file(tmp_path: Path) -> None:
+    make_loop(tmp_path).run()
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(RunError, match=r"checkpoint\.pt.*Delete the file"):
+        make_loop(tmp_path).run()
