@@ -88,6 +88,7 @@ class _Demo:
         finetuned = self._stage("fine-tuning", lambda path: run_finetuning(run, path, self.events, shares.labelled))
         segmented = self._stage("segmentation", lambda path: self._segment(finetuned["model"], shares.unseen, path))
         shown = self._stage("scene", lambda path: self._show(segmented, shares, path))
+        shown.pop("seconds")
         return {
             "synthetic": shares.synthetic,
             "scans": {name: len(getattr(shares, name).cases) for name in ("unlabelled", "labelled", "unseen")},

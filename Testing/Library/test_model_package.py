@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.plan import Plan

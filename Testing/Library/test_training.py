@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventLog, EventReader
 from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
 from HybridMIMLib.randomness import random_stream, stream_key
 from HybridMIMLib.training import Schedule, TrainingLoop, load_checkpoint
-from torch import Tensor, nn
 
 
-class Stopped(Exception):
+class PowerCutError(Exception):
     """Stands for a power cut: raised in the middle of a step."""
 
 
@@ -25,7 +26,7 @@ def make_loop(folder: Path, steps: int = 12, stop_at: int | None = None, rate: f
 
     def losses(step: int) -> dict[str, Tensor]:
         if step == stop_at:
-            raise Stopped
+            raise PowerCutError
         image = torch.from_numpy(random_stream(1, step, "image").standard_normal((2, 1, 4, 4, 4), dtype="float32"))
         with dropout_keys([stream_key(1, step, sample) for sample in range(2)]):
             return {"square": (module(image) - 1).square().mean()}
@@ -51,7 +52,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_weights(tmp_path: Path, stop_
     (tmp_path / "stopped").mkdir()
     whole = make_loop(tmp_path / "whole")
     whole.run()
-    with pytest.raises(Stopped):
+    with pytest.raises(PowerCutError):
         make_loop(tmp_path / "stopped", stop_at=stop_at).run()
     torch.rand(stop_at)  # the global stream is elsewhere now, as in another process
     continued = make_loop(tmp_path / "stopped")

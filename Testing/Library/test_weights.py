@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from HybridMIMLib.errors import ModelError
-from HybridMIMLib.weights import load_weights, save_weights, transfer
 from safetensors.torch import save_file
 from torch import nn
+
+from HybridMIMLib.errors import ModelError
+from HybridMIMLib.weights import load_weights, save_weights, transfer
 
 
 def test_round_trip_keeps_numbers_and_description(unicode_folder: Path) -> None:

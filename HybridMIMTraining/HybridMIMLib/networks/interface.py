@@ -27,8 +27,10 @@ class Box:
         """The box cut out of ``x`` (B, C, D, H, W), whose voxels are ``stride`` input voxels apart."""
         lower = [[int(v) // s for v, s in zip(row, stride)] for row in self.lower.tolist()]
         size = [v // s for v, s in zip(self.size, stride)]
-        parts = [sample[:, a : a + size[0], b : b + size[1], c : c + size[2]] for sample, (a, b, c) in zip(x, lower)]
-        return torch.stack(parts)
+        places = zip(x, lower, strict=True)
+        return torch.stack(
+            [sample[:, a : a + size[0], b : b + size[1], c : c + size[2]] for sample, (a, b, c) in places]
+        )
 
 
 class EncoderDecoder(nn.Module, ABC):

@@ -42,7 +42,7 @@ class UNet(EncoderDecoder):
                 # Dropping whole channels of the scan itself would leave nothing of a scan with one channel.
                 SampleDropout(dropout if level else 0.0, f"stage {level}, entry"),
                 ConvBlock(inputs[level], width, stride=2 if level else 1),
-                SampleDropout(dropout if level == 0 else 0.0, "stage 0, middle"),
+                SampleDropout(dropout if level == 0 else 0.0, f"stage {level}, middle"),
                 ConvBlock(width, width),
             )
             for level, width in enumerate(features)

@@ -128,8 +128,8 @@ class HybridMIM(nn.Module):
         right_number = (number.argmax(-1) == target.sum(-1))[whole.any(-1)]
         right_location = ((location > 0) == target)[whole]
         return {
-            "number_accuracy": float(right_number.float().mean()),
-            "location_accuracy": float(right_location.float().mean()),
+            "number_accuracy": float(_mean(right_number.float())),
+            "location_accuracy": float(_mean(right_location.float())),
         }
 
     def _region_losses(self, bottleneck: Tensor, batch: MaskedBatch) -> dict[str, Tensor]:
@@ -166,12 +166,13 @@ def number_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
         whole: (B, R, P) True for patches without padding; regions with none are left out.
     """
     used = whole.any(dim=-1)
-    return F.cross_entropy(logits[used], target.sum(dim=-1)[used])
+    return _mean(F.cross_entropy(logits[used], target.sum(dim=-1)[used], reduction="none"))
 
 
 def location_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
     """Binary cross-entropy of which patches of a region are masked; all arguments (B, R, P), padding left out."""
-    return F.binary_cross_entropy_with_logits(logits[whole], target[whole].to(logits.dtype))
+    losses = F.binary_cross_entropy_with_logits(logits[whole], target[whole].to(logits.dtype), reduction="none")
+    return _mean(losses)
 
 
 def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
     counts = torch.arange(number.shape[-1], device=number.device, dtype=number.dtype)
     by_number = (number.softmax(dim=-1) * counts).sum(dim=-1)
     by_location = (location.sigmoid() * whole).sum(dim=-1)
-    return ((by_number - by_location) ** 2)[whole.any(dim=-1)].mean()
+    return _mean(((by_number - by_location) ** 2)[whole.any(dim=-1)])
 
 
 def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
@@ -200,3 +201,8 @@ def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
     itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
     partner = torch.arange(len(views), device=views.device).roll(len(one))
     return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), partner)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean; 0 of nothing, as where every scan of a batch is thinner than a patch."""
+    return values.sum() / max(values.numel(), 1)

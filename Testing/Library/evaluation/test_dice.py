@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from HybridMIMLib.finetuning.loss import dice_loss, segmentation_losses, set_initial_shares
 
 

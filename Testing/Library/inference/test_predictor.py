@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.inference.predictor import Predictor
-from torch import Tensor, nn
 
 CLASSES = (LabelClass(3, "dim", (1, 0, 0)), LabelClass(9, "bright", (0, 1, 0)))
 

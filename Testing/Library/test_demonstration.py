@@ -1,0 +1,89 @@
+"""The demo: shares without leaks, everything written, continued where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, write_blobs
+
+from HybridMIMLib import demo
+from HybridMIMLib.config import make_run
+from HybridMIMLib.data.layouts import open_dataset
+from HybridMIMLib.data.scans import read_label_map, read_scan
+from HybridMIMLib.data.survey import content_hash
+from HybridMIMLib.demonstration import share_out, typical_case
+from HybridMIMLib.errors import DataError, SettingsError
+from HybridMIMLib.report import report
+
+
+def test_a_copy_of_a_test_scan_is_kept_out_of_pretraining(tmp_path: Path) -> None:
+    labelled = write_blobs(tmp_path / "labelled", 8, labelled=True)
+    unlabelled = write_blobs(tmp_path / "unlabelled", 3, labelled=False, seed=9)
+    for index in range(8):
+        shutil.copy(labelled / "images" / f"blob_{index}.nii.gz", unlabelled / "images" / f"renamed_{index}.nii.gz")
+    shares = share_out(
+        open_dataset(unlabelled, labelled=False), open_dataset(labelled, labelled=True), make_run(None, {"seed": 4})
+    )
+    hashes = {
+        name: {content_hash(c.images) for c in getattr(shares, name).cases}
+        for name in ("unlabelled", "labelled", "unseen")
+    }
+    assert [len(hashes[name]) for name in ("unlabelled", "labelled", "unseen")] == [9, 6, 2]
+    assert not hashes["unseen"] & (hashes["unlabelled"] | hashes["labelled"])
+
+
+def test_numbers_of_the_split_are_kept_and_too_many_are_refused(tmp_path: Path) -> None:
+    both = write_blobs(tmp_path / "both", 10, labelled=True)
+    sets = open_dataset(both, labelled=False), open_dataset(both, labelled=True)
+    run = make_run(None, {"split": {"unseen": 3, "labelled": 2, "unlabelled": 5}})
+    shares = share_out(*sets, run)
+    names = [{c.name for c in part.cases} for part in (shares.unlabelled, shares.labelled, shares.unseen)]
+    assert [len(n) for n in names] == [5, 2, 3] and len(set.union(*names)) == 10, "no scan serves twice"
+    with pytest.raises(DataError, match="8 are needed"):
+        share_out(*sets, make_run(None, {"split": {"unseen": 3, "labelled": 8}}))
+
+
+def test_the_picture_is_of_the_median_case() -> None:
+    rows = {"a": {"x": 0.9}, "b": {"x": 0.1}, "c": {"x": 0.5, "y": float("nan")}}
+    assert typical_case(rows) == "c"
+
+
+def test_one_folder_alone_is_refused(blobs: Path) -> None:
+    with pytest.raises(SettingsError, match="--labelled is missing"):
+        demo(unlabelled=str(blobs / "unlabelled"))
+
+
+def test_the_whole_demo_writes_what_it_says_and_continues(blobs: Path, unicode_folder: Path) -> None:
+    settings = {
+        "unlabelled": str(blobs / "unlabelled"),
+        "labelled": str(blobs / "labelled"),
+        "output": str(unicode_folder / "demo"),
+        **TINY,
+        "finetuning": {**TINY["finetuning"], "steps": 60, "validate_every": 20, "learning_rate": 0.01},
+    }
+    result = demo(**settings)
+    assert not result["synthetic"] and result["warnings"] == []
+    assert set(result["seconds"]) == {"pre-training", "fine-tuning", "segmentation", "scene"}
+    assert all(Path(path).exists() for path in result["files"].values())
+    picture = Path(result["files"]["picture"]).read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+    name = next(iter(result["cases"]))
+    scan = read_scan(blobs / "labelled" / "images" / f"{name}.nii.gz")
+    written = read_label_map(Path(result["files"]["labels"]) / f"{name}.nii.gz", scan.grid)
+    assert set(np.unique(written.array)) <= {0, 1, 2}
+    text = report("demo", result)
+    assert all(word in text for word in ("Bright", "Dark", "mean", "together", "your folders", name))
+    # A demo that was stopped before its last stage does that stage alone.
+    folder = unicode_folder / "demo"
+    trained = (folder / "fine-tuning" / "result.json").stat().st_mtime_ns
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "scene")
+    again = demo(**settings)
+    assert again["dice"] == pytest.approx(result["dice"], nan_ok=True)
+    assert (folder / "fine-tuning" / "result.json").stat().st_mtime_ns == trained
+    assert Path(again["files"]["scene"]).exists()
+    assert json.loads((folder / "split.json").read_text(encoding="utf-8"))["unseen"] == list(result["cases"])
