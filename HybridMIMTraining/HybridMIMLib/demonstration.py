@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,11 +215,11 @@ def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
     return Shares(_part(unlabelled, to_pretrain), _part(labelled, to_label), _part(labelled, unseen), synthetic=False)
 
 
-def typical_case(rows: dict[str, dict[str, float]]) -> str:
+def typical_case(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     """The case whose mean Dice is the median: a picture of the best would flatter."""
 
     def score(name: str) -> float:
-        known = [value for value in rows[name].values() if value == value]
+        known = [value for value in rows[name].values() if value is not None and value == value]
         return sum(known) / len(known) if known else 0.0
 
     ordered = sorted(rows, key=score)

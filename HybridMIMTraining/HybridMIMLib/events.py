@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.files import disk_errors
+from HybridMIMLib.files import disk_errors, json_text
 
 Event = dict[str, Any]
 
@@ -51,7 +51,7 @@ class EventLog:
         """
         event: Event = {"time": round(time.time(), 3), "kind": kind, **content}
         if self.path is not None:
-            line = json.dumps(event, ensure_ascii=False) + "\n"
+            line = json_text(event) + "\n"
             with self._lock, disk_errors(self.path), open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(line)
         if self._on_event is not None:

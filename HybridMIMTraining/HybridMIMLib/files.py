@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from HybridMIMLib.errors import DiskError
 
 # EFBIG is what a file-size limit (ulimit -f, some network drives) answers in place of ENOSPC.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What libraries make of it when they do not hand the number on; the last is numpy's of a write cut short.
+_FULL_IN_WORDS = ("No space left on device", "File too large", "requested and")
 _MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 TEMPORARY = ".tmp-"
@@ -80,8 +83,13 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, content: Any) -> None:
-    """Write JSON atomically, readable for people, with non-ASCII letters as they are."""
-    write_text(target, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Write JSON atomically, readable for people; see :func:`json_text`."""
+    write_text(target, json_text(content, indent=1) + "\n")
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """JSON with non-ASCII letters as they are, and null for numbers that are none: JSON has no NaN."""
+    return json.dumps(_without_nan(content), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def read_json(source: Path) -> Any:
@@ -93,11 +101,21 @@ def read_json(source: Path) -> Any:
     return json.loads(source.read_text(encoding="utf-8"))
 
 
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return content
+
+
 def _errno_of(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
-        if "No space left on device" in str(error) or "File too large" in str(error):
+        if any(words in str(error) for words in _FULL_IN_WORDS):
             return errno.ENOSPC
         error = error.__cause__ or error.__context__
     return None

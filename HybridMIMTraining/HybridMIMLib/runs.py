@@ -49,6 +49,9 @@ PACKAGES = (
 # What may differ when a run is continued: where it lies and what it is computed on.
 _MAY_DIFFER = {"output", "store", "device"}
 
+_MADE_NOTHING = {"run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "plan.json", "split.json", "store"}
+"""What a run folder holds before there is anything to continue from; the store fits by itself or is made anew."""
+
 
 class RunFolder:
     """A folder in which one command works.
@@ -121,19 +124,22 @@ class RunFolder:
     def _check_what_is_there(self) -> None:
         # A run that was killed while its folder was made has not got further than these.
         there = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)}
-        if "run.yaml" not in there and not there <= {"about.json", "store"}:
+        if "run.yaml" not in there and not there <= _MADE_NOTHING:
             raise RunError(
                 f"{self.path}: the folder is not empty and holds no run",
                 cure="Choose an empty or new folder with --output.",
             )
-        if (self.path / "run.yaml").exists():
-            self._check_same_run()
         owner = living_owner(self.path)
         if owner is not None and owner != os.getpid():
             raise RunError(
                 f"{self.path}: process {owner} is working on this run",
                 cure="Wait for it, stop it, or choose another folder with --output.",
             )
+        if there <= _MADE_NOTHING:
+            # An attempt that failed before it made anything, a wrong path say, must not be in the way.
+            (self.path / "run.yaml").unlink(missing_ok=True)
+        if (self.path / "run.yaml").exists():
+            self._check_same_run()
 
     def _check_same_run(self) -> None:
         about = self.path / "about.json"
