@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUTPUT ?= hybridmim-demo
 
-.PHONY: demo test test-slow lint format types setup clean
+.PHONY: demo test test-slow bench lint format types setup clean
 
 demo: $(READY)
 	$(BIN)/python -m HybridMIMLib demo --output "$(DEMO_OUTPUT)"
@@ -17,6 +17,9 @@ test: lint types
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)
+	$(BIN)/python Testing/Benchmarks/first_way.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

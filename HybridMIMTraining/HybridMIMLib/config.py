@@ -23,7 +23,7 @@ Triple = list[int]
 
 DEMO_DEFAULTS: dict[str, Any] = {
     "pretraining": {"steps": 150},
-    "finetuning": {"steps": 400, "validate_every": 80},
+    "finetuning": {"steps": 320, "validate_every": 80},
 }
 """Where the demo differs from a real run: short enough for two cores."""
 
@@ -151,7 +151,9 @@ class FinetuningSettings:
     validate_every: int = setting(100, "steps between validations on whole scans")
     foreground_share: float = setting(0.67, "share of the crops centred on a voxel of a class, each class as often")
     augment: bool = setting(True, "rotate, scale, flip, and vary the intensities of crops")
-    flip_axes: list[int] = setting([0], "axes along which crops may be flipped: 0 = left-right, 1, 2")
+    flip_axes: list[int] = setting(
+        [], "axes along which crops may be flipped, 0 = left-right; none, because left and right may be classes"
+    )
     checkpoint_every: int = setting(50, "steps between checkpoints")
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from HybridMIMLib.randomness import random_stream
 from HybridMIMLib.runs import RunFolder
 
 SYNTHETIC = {"unlabelled": 16, "labelled": 10, "unseen": 4}
-SYNTHETIC_CROP = [48, 48, 32]
+SYNTHETIC_CROP = [48, 32, 32]
 
 
 @dataclass(frozen=True)

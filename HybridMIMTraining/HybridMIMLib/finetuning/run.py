@@ -25,7 +25,7 @@ from HybridMIMLib.finetuning.loss import segmentation_losses, set_initial_shares
 from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
-from HybridMIMLib.networks.device import choose_device, layout_of, place
+from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.pretraining.run import WEIGHTS_FILE
 from HybridMIMLib.randomness import stream_key
@@ -152,7 +152,7 @@ class _Finetuning:
     def train(self) -> dict[str, float]:
         """Train; the network holds the best weights afterwards. Returns score and step they were reached at."""
         chosen = self.run.finetuning
-        place(self.network, self.device)
+        self.network.to(self.device)
         TrainingLoop(
             name="finetune",
             module=self.network,
@@ -178,7 +178,7 @@ class _Finetuning:
             drawn = draw_augmentation(batch.keys, self.plan.spacing, self.run.finetuning.flip_axes)
             image, label = apply_augmentation(image, label, drawn)
         with dropout_keys([stream_key(key, "dropout") for key in batch.keys]):
-            scores = self.network(image.contiguous(memory_format=layout_of(self.device)))
+            scores = self.network(image)
         return segmentation_losses(scores, label)
 
     def validate(self, step: int) -> dict[str, float]:

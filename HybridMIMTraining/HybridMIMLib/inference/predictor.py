@@ -16,7 +16,6 @@ from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.resampling import labels_from_scores, resample_image, resampled_grid
 from HybridMIMLib.data.store import intensity_range
 from HybridMIMLib.errors import DataError
-from HybridMIMLib.networks.device import layout_of, place
 
 Labels = npt.NDArray[np.uint8]
 
@@ -40,7 +39,7 @@ class Predictor:
         settings: InferenceSettings,
         device: torch.device,
     ) -> None:
-        self.network, self.plan, self.classes = place(network, device), plan, classes
+        self.network, self.plan, self.classes = network.to(device), plan, classes
         self.settings, self.device = settings, device
         self._values = np.array([0, *(c.label for c in classes)], dtype=np.uint8)
 
@@ -81,13 +80,12 @@ class Predictor:
         was_training = self.network.training
         self.network.eval()
         batch = image[None].to(self.device)
-        layout = layout_of(self.device)
         with torch.inference_mode():
             scores = sliding_window_inference(
                 batch,
                 roi_size=self.plan.crop,
                 sw_batch_size=self.settings.window_batch,
-                predictor=lambda windows: self.network(windows.contiguous(memory_format=layout)).float(),
+                predictor=lambda windows: self.network(windows).float(),
                 overlap=self.settings.overlap,
                 mode="gaussian",
             )

@@ -16,7 +16,7 @@ from HybridMIMLib.data.prepare import Prepared, prepare_folder
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.networks import make_backbone
-from HybridMIMLib.networks.device import choose_device, layout_of, place
+from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.interface import Box
 from HybridMIMLib.pretraining.hybridmim import HybridMIM, MaskedBatch
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple, draw_box, draw_mask, whole_patches
@@ -55,8 +55,7 @@ def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset |
     """Prepare, train, write the weights; see :func:`pretrain`. ``dataset`` names a part of the folder's scans."""
     device = choose_device(run.device)
     prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
-    objective = place(_objective(run, prepared), device)
-    assert isinstance(objective, HybridMIM)
+    objective = _objective(run, prepared).to(device)
     batches = MaskedBatches(prepared, objective, run, device)
     chosen = run.pretraining
     losses = TrainingLoop(
@@ -97,7 +96,7 @@ class MaskedBatches:
             draw_box(random, self.grid, patches, self.box, self.stride) for random, patches in zip(streams, whole)
         ]
         return MaskedBatch(
-            image=crops.image.contiguous(memory_format=layout_of(self.device)),
+            image=crops.image,
             inside=inside_mask(crops.sizes, self.grid.crop, self.device),
             whole=torch.from_numpy(np.stack(whole)).to(self.device),
             mask=torch.from_numpy(np.stack(masks)).to(self.device),

@@ -99,7 +99,9 @@ def test_runs_of_the_flat_list_are_other_regions() -> None:
     assert (regions != number.reshape(1, 27, 8)).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("crop, patch, region", [((8, 8, 9), (2, 2, 2), (4, 4, 4)), ((8, 8, 8), (2, 3, 2), (4, 4, 4))])
+@pytest.mark.parametrize(
+    "crop, patch, region", [((8, 8, 9), (2, 2, 2), (4, 4, 4)), ((8, 8, 8), (2, 3, 2), (4, 4, 4))]
+)
 def test_sizes_that_do_not_divide_are_named(crop: Triple, patch: Triple, region: Triple) -> None:
     with pytest.raises(SettingsError, match="is not a multiple of"):
         PatchGrid(crop, patch, region)
@@ -218,7 +220,9 @@ def test_boxes_reach_every_place_with_the_least_padding(
     held = {(i, j, k): whole_voxels((i, j, k), (d, h, w), grid, whole) for i, j, k in starts}
     best = {place for place, count in held.items() if count == max(held.values())}
     random = np.random.default_rng(len(held))
-    drawn = {draw_box(random, grid, whole, (d, h, w), step) for _ in range(20 + 8 * len(best) if len(best) < 40 else 40)}
+    drawn = {
+        draw_box(random, grid, whole, (d, h, w), step) for _ in range(20 + 8 * len(best) if len(best) < 40 else 40)
+    }
     assert drawn <= best
     # A place is missed by all of n draws among m with probability (1 - 1/m)^n; small sets must be seen whole.
     if len(best) <= 2:
