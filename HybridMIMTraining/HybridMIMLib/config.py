@@ -22,7 +22,7 @@ Triple = list[int]
 
 
 DEMO_DEFAULTS: dict[str, Any] = {
-    "pretraining": {"steps": 150},
+    "pretraining": {"steps": 120},
     "finetuning": {"steps": 320, "validate_every": 80},
 }
 """Where the demo differs from a real run: short enough for two cores."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.config import DEMO_DEFAULTS, Run, make_run
+from HybridMIMLib.config import DEMO_DEFAULTS, PlanSettings, Run, make_run
 from HybridMIMLib.data.layouts import Case, Dataset, open_dataset
 from HybridMIMLib.data.phantom import write_phantoms
 from HybridMIMLib.data.survey import content_hash
@@ -27,6 +27,8 @@ from HybridMIMLib.runs import RunFolder
 
 SYNTHETIC = {"unlabelled": 16, "labelled": 10, "unseen": 4}
 SYNTHETIC_CROP = [48, 32, 32]
+SYNTHETIC_WINDOW = [-300.0, 400.0]
+"""HU; soft tissue and bone, as one would set it for these organs."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class _Demo:
         shares = self._shares()
         self._write_split(shares)
         run = self.run_settings
-        if shares.synthetic and run.plan.crop is None:
-            run = replace(run, plan=replace(run.plan, crop=SYNTHETIC_CROP))
+        if shares.synthetic and run.plan == PlanSettings():
+            run = replace(run, plan=PlanSettings(crop=SYNTHETIC_CROP, window=SYNTHETIC_WINDOW))
         # Imported late: torch takes seconds, and a wrong folder should be told before them.
         from HybridMIMLib.finetuning.run import run_finetuning
         from HybridMIMLib.pretraining.run import run_pretraining

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,15 @@ from HybridMIMLib.networks.interface import Box, Pyramid
 
 FEATURES = [[4, 6], [3, 5, 8], [2, 3, 4, 5], [8, 4, 2]]
 BOX = Box(torch.tensor([[0, 8, 4], [4, 0, 0]]), (4, 8, 12))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other cost far more than networks this small compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -49,8 +49,7 @@ def scans(draw: st.DrawFn) -> tuple[PatchGrid, Triple]:
 
 def voxels(size: Triple) -> Iterator[Triple]:
     """All places of a box at the origin."""
-    for d, h, w in product(*map(range, size)):
-        yield d, h, w
+    yield from product(range(size[0]), range(size[1]), range(size[2]))
 
 
 def patch_of(voxel: Triple, grid: PatchGrid) -> Triple:
