@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import re
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import Any, get_type_hints
 import HybridMIMLib
 from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict
 from HybridMIMLib.errors import HybridMIMError, SettingsError
+from HybridMIMLib.files import read_json
 from HybridMIMLib.report import report
 
 PROGRAM = "python -m HybridMIMLib"
@@ -76,15 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given[0] not in COMMANDS:
         return _fail(f"there is no command {given[0]!r}. Commands are: {', '.join(COMMANDS)}.", 2)
+    for stream in (sys.stdout, sys.stderr):
+        # A path with Chinese letters must not end a finished job on a terminal that cannot print them.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        run = parse(given[0], given[1:])
-        return _run(given[0], run)
+        return _run(given[0], parse(given[0], given[1:]))
     except SettingsError as error:
         return _fail(str(error), 2)
     except HybridMIMError as error:
         return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("stopped. The same command with the same --output continues.", 130)
 
 
 def parse(command: str, arguments: Sequence[str]) -> Run:
@@ -96,11 +99,43 @@ def parse(command: str, arguments: Sequence[str]) -> Run:
     from jsonargparse import ArgumentError
 
     try:
-        values = _parser(command).parse_args(list(arguments)).as_dict()
+        values = _parser(command).parse_args(_configs_first(arguments)).as_dict()
     except (ArgumentError, argparse.ArgumentError) as error:
         raise SettingsError(_explain(str(error)), cure=f"See {PROGRAM} {command} --help.") from error
-    values.pop("config", None)
+    configs = values.pop("config", None) or []
+    if any(_is_of_another(command, Path(str(file))) for file in configs):
+        # Its settings are wanted, its folder is taken.
+        values["output"] = _option(arguments, "--output")
     return from_dict(values)
+
+
+def _configs_first(arguments: Sequence[str]) -> list[str]:
+    """Options win over a file, wherever the file stands among them."""
+    first: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for one in waiting:
+        if one == "--config":
+            first += [one, *[value for value in [next(waiting, None)] if value is not None]]
+        elif one.startswith("--config="):
+            first.append(one)
+        else:
+            rest.append(one)
+    return first + rest
+
+
+def _is_of_another(command: str, config: Path) -> bool:
+    try:
+        return bool(read_json(config.parent / "about.json")["command"] != command)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(name)
+    value: str | None = getattr(parser.parse_known_args(list(arguments))[0], name.lstrip("-"))
+    return value
 
 
 def _run(command: str, run: Run) -> int:
@@ -113,8 +148,11 @@ def _run(command: str, run: Run) -> int:
 
     run = run if run.output else make_run(run, {"output": str(new_path(command))})
     signal.signal(signal.SIGTERM, _stop)
-    with TerminalBar(Path(str(run.output)).expanduser() / "events.jsonl", sys.stderr):
-        result = function(run)
+    try:
+        with TerminalBar(Path(str(run.output)).expanduser() / "events.jsonl", sys.stderr):
+            result = function(run)
+    except KeyboardInterrupt:
+        return _fail(f"stopped. The same command with --output {run.output} continues.", 130)
     print(report(command, {**result, "output": run.output}))
     if result.get("warnings"):
         print("\n" + "\n".join(f"warning: {text}" for text in result["warnings"]), file=sys.stderr)

@@ -10,11 +10,14 @@ This file imports the standard library alone, because panels and ``--help`` load
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Optional, get_type_hints
+from typing import Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 from HybridMIMLib.errors import SettingsError
 
@@ -57,6 +60,7 @@ class PlanSettings:
     region: Optional[Triple] = setting(None, "voxels of a region (sub-volume), a multiple of the patch")
 
     def __post_init__(self) -> None:
+        _check_types("plan.", self)
         _positive_triple("plan.spacing", self.spacing)
         for name in ("crop", "patch", "region"):
             _positive_triple(f"plan.{name}", getattr(self, name))
@@ -78,6 +82,7 @@ class NetworkSettings:
     dropout: float = setting(0.1, "share of channels dropped in the encoder while training")
 
     def __post_init__(self) -> None:
+        _check_types("network.", self)
         _require(
             len(self.features) >= 2 and all(f > 0 for f in self.features),
             f"network.features is {self.features}",
@@ -115,6 +120,7 @@ class PretrainingSettings:
     checkpoint_every: int = setting(50, "steps between checkpoints")
 
     def __post_init__(self) -> None:
+        _check_types("pretraining.", self)
         _training_numbers("pretraining", self)
         for name in ("mask_ratio", "region_ratio"):
             _share(f"pretraining.{name}", getattr(self, name))
@@ -157,6 +163,7 @@ class FinetuningSettings:
     checkpoint_every: int = setting(50, "steps between checkpoints")
 
     def __post_init__(self) -> None:
+        _check_types("finetuning.", self)
         _training_numbers("finetuning", self)
         _positive("finetuning.validate_every", self.validate_every)
         _require(
@@ -180,6 +187,7 @@ class InferenceSettings:
     window_batch: int = setting(4, "windows that go through the network together")
 
     def __post_init__(self) -> None:
+        _check_types("inference.", self)
         _share("inference.overlap", self.overlap, below_one=True)
         _positive("inference.window_batch", self.window_batch)
 
@@ -193,6 +201,7 @@ class SplitSettings:
     unlabelled: int = setting(-1, "scans to pre-train on; -1: all that are not kept for the test")
 
     def __post_init__(self) -> None:
+        _check_types("split.", self)
         for name in ("unseen", "labelled", "unlabelled"):
             number = getattr(self, name)
             _require(number >= -1 and number != 0, f"split.{name} is {number}", "Give a number above 0, or -1.")
@@ -219,16 +228,13 @@ class Run:
     split: SplitSettings = section(SplitSettings, "sharing out cases in the demo")
 
     def __post_init__(self) -> None:
+        _check_types("", self)
         _require(self.seed >= 0, f"seed is {self.seed}", "Give a whole number from 0.")
-        head, _, index = self.device.partition(":")
         _require(
-            head in ("auto", "cpu", "cuda", "mps") and (not index or (head == "cuda" and index.isdigit())),
+            re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", self.device) is not None,
             f"device is {self.device!r}",
             "Give auto, cpu, cuda, cuda:1 (a number) or mps.",
         )
-        for name in ("unlabelled", "labelled", "scans", "model", "weights", "output", "store"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else os.fspath(value))
 
     def folder(self, name: str, purpose: str) -> Path:
         """The path in field ``name``.
@@ -265,6 +271,11 @@ def make_run(run: Run | None, settings: Mapping[str, Any]) -> Run:
     Raises:
         SettingsError: a field is unknown or has a value that cannot work.
     """
+    _require(
+        run is None or isinstance(run, Run),
+        f"the settings are {run!r}, which is no Run",
+        "Say what it is, such as unlabelled=PATH.",
+    )
     merged = to_dict(run) if run is not None else {}
     for name, value in settings.items():
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -310,13 +321,48 @@ def _build(kind: type, content: Any, prefix: str) -> Any:
         name: _build(hints[name], value, f"{prefix}{name}.") if dataclasses.is_dataclass(hints[name]) else value
         for name, value in content.items()
     }
-    try:
-        return kind(**values)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise SettingsError(
-            f"a setting in {prefix.rstrip('.') or 'the run'} has the wrong type: {error}",
-            cure="Compare with the settings that `info` lists.",
-        ) from error
+    return kind(**values)
+
+
+def _check_types(prefix: str, settings: Any) -> None:
+    """Each value is of its field's type; tuples, paths and numpy's numbers become what YAML gives back."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        try:
+            setattr(settings, name, _as_type(value, hint))
+        except TypeError as error:
+            raise SettingsError(f"{prefix}{name} is {value!r}", cure=f"Give {_in_words(hint)}.") from error
+
+
+def _as_type(value: Any, hint: Any) -> Any:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Union:
+        return None if value is None else _as_type(value, parts[0])
+    if origin is list and isinstance(value, Sequence) and not isinstance(value, str):
+        return [_as_type(part, parts[0]) for part in value]
+    if hint is str and isinstance(value, (str, os.PathLike)):
+        return str(value)
+    if hint is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if hint is float and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if origin is Literal and value in parts:
+        return value
+    if isinstance(hint, type) and (hint is bool or dataclasses.is_dataclass(hint)) and isinstance(value, hint):
+        return value
+    raise TypeError
+
+
+def _in_words(hint: Any) -> str:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Union:
+        return _in_words(parts[0])
+    if origin is list:
+        return "a list of whole numbers" if parts[0] is int else "a list of numbers"
+    if origin is Literal:
+        return " or ".join(parts)
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return words.get(hint, "a section of names and values")
 
 
 def _require(condition: bool, message: str, cure: str) -> None:

@@ -74,7 +74,7 @@ class _Demo:
 
     def run(self) -> dict[str, Any]:
         shares = self._shares()
-        self._write_split(shares)
+        self._keep_split(shares)
         run = self.run_settings
         if shares.synthetic and run.plan == PlanSettings():
             run = replace(run, plan=PlanSettings(crop=SYNTHETIC_CROP, window=SYNTHETIC_WINDOW))
@@ -86,11 +86,11 @@ class _Demo:
         pretrained = self._stage(
             "pre-training", lambda path: run_pretraining(run, path, self.events, shares.unlabelled)
         )
-        run = replace(run, weights=pretrained["weights"])
+        run = replace(run, weights=str(self.folder / "pre-training"))
         finetuned = self._stage("fine-tuning", lambda path: run_finetuning(run, path, self.events, shares.labelled))
-        segmented = self._stage("segmentation", lambda path: self._segment(finetuned["model"], shares.unseen, path))
-        shown = self._stage("scene", lambda path: self._show(segmented, shares, path))
-        shown.pop("seconds")
+        model = self.folder / "fine-tuning" / "model"
+        segmented = self._stage("segmentation", lambda path: self._segment(model, shares.unseen, path))
+        shown = self._scene(segmented, shares)
         return {
             "synthetic": shares.synthetic,
             "scans": {name: len(getattr(shares, name).cases) for name in ("unlabelled", "labelled", "unseen")},
@@ -99,7 +99,7 @@ class _Demo:
             "accuracies": pretrained["accuracies"],
             "loaded": finetuned["loaded"],
             "seconds": self.seconds,
-            "files": {"model": finetuned["model"], "labels": str(self.folder / "segmentation" / "labels"), **shown},
+            "files": {"model": str(model), "labels": str(self.folder / "segmentation" / "labels"), **shown},
         }
 
     def _stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -131,45 +131,57 @@ class _Demo:
             run,
         )
 
-    def _write_split(self, shares: Shares) -> None:
-        names = {
-            name: [case.name for case in getattr(shares, name).cases] for name in ("unlabelled", "labelled", "unseen")
-        }
-        write_json(self.folder / "split.json", names)
+    def _keep_split(self, shares: Shares) -> None:
+        """Write down who serves what; a demo that goes on must go on with the same scans.
 
-    def _segment(self, model: str, unseen: Dataset, path: Path) -> dict[str, Any]:
+        Were the split drawn anew after a scan was added, one that was trained on could come out as unseen.
+        """
+        kinds = ("unlabelled", "labelled", "unseen")
+        split = {kind: {c.name: content_hash(c.images) for c in getattr(shares, kind).cases} for kind in kinds}
+        file = self.folder / "split.json"
+        if file.exists() and read_json(file) != split:
+            raise RunError(
+                f"{self.folder}: the scans have changed since this demo began",
+                cure="Put them back to continue it, or choose another --output.",
+            )
+        write_json(file, split)
+
+    def _segment(self, model: Path, unseen: Dataset, path: Path) -> dict[str, Any]:
         from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
         from HybridMIMLib.inference.predictor import Predictor
-        from HybridMIMLib.inference.run import segment_case
+        from HybridMIMLib.inference.run import segment_cases
         from HybridMIMLib.model_package import load_model
         from HybridMIMLib.networks.device import choose_device
 
-        package, run = load_model(Path(model)), self.run_settings
+        package, run = load_model(model), self.run_settings
         predictor = Predictor(
             package.network, package.plan, package.classes, run.inference, choose_device(run.device)
         )
-        phase = self.events.phase("segment", len(unseen.cases))
         rows, files = {}, {}
-        for done, case in enumerate(unseen.cases, 1):
-            target = path / "labels" / f"{case.name}.nii.gz"
-            try:
-                result, reference = segment_case(case, predictor, target)
-            except DataError as error:
-                self.events.warning(f"skipped: {error}")
-                continue
-            rows[case.name], files[case.name] = dice_by_class(result, reference, package.classes), str(target)
-            phase.progress(done)
+        for one in segment_cases(unseen.cases, predictor, path / "labels", self.events):
+            assert one.reference is not None
+            rows[one.case.name] = dice_by_class(one.labels, one.reference, package.classes)
+            files[one.case.name] = str(one.path.relative_to(self.folder))
         if not rows:
             raise DataError(f"{unseen.root}: none of the unseen scans can be used", cure="See the reasons above.")
         classes = [one.to_json() for one in package.classes]
         return {"dice": mean_dice(list(rows.values())), "cases": rows, "labels": files, "classes": classes}
+
+    def _scene(self, segmented: dict[str, Any], shares: Shares) -> dict[str, str]:
+        """Scene and picture. A machine that cannot draw has still trained and segmented: that is not thrown away."""
+        try:
+            shown = self._stage("scene", lambda path: self._show(segmented, shares, path))
+        except RunError as error:
+            self.events.warning(f"skipped: {error}")
+            return {}
+        return {kind: str(self.folder / shown[kind]) for kind in ("segmentation", "scene", "picture")}
 
     def _show(self, segmented: dict[str, Any], shares: Shares, path: Path) -> dict[str, Any]:
         name = typical_case(segmented["cases"])
         case = next(case for case in shares.unseen.cases if case.name == name)
         job = {
             "scan": str(case.images[0]),
-            "labels": segmented["labels"][name],
+            "labels": str(self.folder / segmented["labels"][name]),
             "reference": str(case.label),
             "classes": segmented["classes"],
             "name": name,
@@ -186,18 +198,21 @@ class _Demo:
         )
         if child.returncode != 0:
             said = child.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-            raise RunError(f"the scene of {name} could not be made: {said[-1]}", cure="See README, Troubleshooting.")
+            why = said[-1].removeprefix("error: ")
+            raise RunError(f"the scene of {name} could not be made: {why}", cure="See README, Troubleshooting.")
         phase.progress(1)
         shown = json.loads(child.stdout.decode("utf-8").strip().splitlines()[-1])
-        return {key: shown[key] for key in ("segmentation", "scene", "picture")}
+        return {
+            kind: str(Path(shown[kind]).relative_to(path.parent)) for kind in ("segmentation", "scene", "picture")
+        }
 
 
 def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
     """Keep unseen cases out of everything else, then take as many of the rest as the settings say.
 
-    Cases are told apart by the content of their scans, so that a copy of a test scan under another name in the
-    unlabelled folder is left out as well. Scans to fine-tune on are taken for pre-training only where the others
-    do not suffice.
+    Cases are told apart by the bytes of their scans, so that a copy of a test scan under another name, in either
+    folder, is left out as well; the same scan saved in another format is not recognised. Scans to fine-tune on are
+    taken for pre-training only where the others do not suffice.
 
     Raises:
         DataError: there are fewer scans than asked for.
@@ -205,9 +220,10 @@ def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
     wanted, seed = run.split, run.seed
     order = [labelled.cases[i] for i in random_stream(seed, "unseen").permutation(len(labelled.cases))]
     count = wanted.unseen if wanted.unseen > 0 else max(len(order) // 4, 1)
-    unseen, rest = order[:count], order[count:]
-    to_label = _take(rest, wanted.labelled, labelled.root, "labelled", at_least=2)
+    unseen = order[:count]
     kept_out = {content_hash(case.images) for case in unseen}
+    rest = [case for case in order[count:] if content_hash(case.images) not in kept_out]
+    to_label = _take(rest, wanted.labelled, labelled.root, "labelled", at_least=2)
     fine_tuned = {content_hash(case.images) for case in to_label}
     mixed = [unlabelled.cases[i] for i in random_stream(seed, "unlabelled").permutation(len(unlabelled.cases))]
     hashes = {case.name: content_hash(case.images) for case in mixed}

@@ -18,11 +18,12 @@ outcome        of ``end``: ``finished``, ``stopped``, ``failed``
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from HybridMIMLib.files import disk_errors, json_text
 
@@ -52,8 +53,9 @@ class EventLog:
         event: Event = {"time": round(time.time(), 3), "kind": kind, **content}
         if self.path is not None:
             line = json_text(event) + "\n"
-            with self._lock, disk_errors(self.path), open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(line)
+            with self._lock, disk_errors(self.path), open(self.path, "ab+") as handle:
+                # Names of files that are no UTF-8 come as lone surrogates, for which JSON has \udc.. too.
+                handle.write(_end_torn_line(handle) + line.encode("utf-8", "backslashreplace"))
         if self._on_event is not None:
             self._on_event(event)
 
@@ -102,6 +104,14 @@ class Phase:
         if metrics:
             content["metrics"] = {name: float(value) for name, value in metrics.items()}
         self._log.write("progress", **content)
+
+
+def _end_torn_line(handle: BinaryIO) -> bytes:
+    """What has to come before the next line: a process that was killed may have left half a line."""
+    if handle.seek(0, os.SEEK_END) == 0:
+        return b""
+    handle.seek(-1, os.SEEK_END)
+    return b"" if handle.read(1) == b"\n" else b"\n"
 
 
 class EventReader:

@@ -33,13 +33,16 @@ TEMPORARY = ".tmp-"
 def disk_errors(target: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission met in the block into an error that names ``target``.
 
-    libraries wrap the system's error in their own, so the chain of causes and the words are looked at too.
+    Libraries wrap the system's error in their own, so the chain of causes and the words are looked at too.
 
     Raises:
         DiskError: the disk is full, a quota was reached, or the folder may not be written to.
     """
     try:
         yield
+    except DiskError:
+        # It names the file already, and more closely.
+        raise
     except Exception as error:
         number = _errno_of(error)
         if number in _FULL:
@@ -60,17 +63,18 @@ def disk_errors(target: Path) -> Iterator[None]:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it to ``target`` when the block ends well.
 
-    The temporary name keeps the suffixes of ``target``, because writers choose the format by them.
+    The temporary name keeps the suffixes of ``target``, because writers choose the format by them, but not all of
+    a long name: file systems allow 255 bytes.
 
     Raises:
         DiskError: the file could not be written; nothing is left behind.
     """
-    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
+    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name[-60:]}")
     with disk_errors(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _flush_to_disk(temporary)
+            flush_to_disk(temporary)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -79,7 +83,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def write_text(target: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(target: Path, content: Any) -> None:
@@ -126,7 +130,7 @@ def _free_megabytes(target: Path) -> float:
     return shutil.disk_usage(folder).free / 1e6
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """A rename may reach the disk before the content does; a power cut would then leave an empty file."""
     with open(path, "rb+") as handle:
         os.fsync(handle.fileno())

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def stream_key(*path: int | str) -> int:
     """A 63-bit number that is the same for the same path on every machine and in every process."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in path)
+    # int(): numpy's whole numbers are the same numbers.
+    text = "\x1f".join(f"str:{part}" if isinstance(part, str) else f"int:{int(part)}" for part in path)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from HybridMIMLib.config import Run, differences, from_dict, to_dict, workspace
 from HybridMIMLib.errors import DiskError, HybridMIMError, RunError, SettingsError
 from HybridMIMLib.events import Event, EventLog
-from HybridMIMLib.files import TEMPORARY, read_json, write_json, write_text
+from HybridMIMLib.files import TEMPORARY, disk_errors, read_json, write_json, write_text
 
 PACKAGES = (
     "torch",
@@ -142,8 +142,10 @@ class RunFolder:
             self._check_same_run()
 
     def _check_same_run(self) -> None:
-        about = self.path / "about.json"
-        earlier = read_json(about)["command"] if about.exists() else self.command
+        try:
+            earlier = read_json(self.path / "about.json")["command"]
+        except (OSError, ValueError, KeyError, TypeError):
+            earlier = self.command
         changed = [f"the command ({earlier})"] if earlier != self.command else []
         there, here = to_dict(load_settings(self.path / "run.yaml")), to_dict(self.settings)
         changed += [name for name in differences(there, here) if name not in _MAY_DIFFER]
@@ -156,7 +158,8 @@ class RunFolder:
     def _beat(self, event: Event) -> None:
         if time.monotonic() - self._last_beat > 1.0:
             self._last_beat = time.monotonic()
-            (self.path / "heartbeat").touch()
+            with disk_errors(self.path / "heartbeat"):
+                (self.path / "heartbeat").touch()
 
     def _end(self, outcome: str, message: str) -> None:
         try:
@@ -183,6 +186,8 @@ def load_settings(path: Path) -> Run:
 
     try:
         return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error.message}", cure=error.cure) from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"{path}: the settings cannot be read ({error})", cure="Give a run.yaml that a run wrote."
@@ -195,7 +200,7 @@ def living_owner(path: Path) -> int | None:
         number = int((path / "run.pid").read_text().strip())
     except (OSError, ValueError):
         return None
-    return number if _is_alive(number) else None
+    return number if 0 < number < 2**31 and _is_alive(number) else None
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ stopped anywhere therefore ends with the same weights, on the same kind of devic
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 from collections.abc import Callable, Mapping
@@ -87,10 +88,12 @@ class TrainingLoop:
             DiskError: a checkpoint could not be written.
         """
         self._optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=self.schedule.weight_decay)
+        self._last: dict[str, float] = {}
         done = self._continue()
         self._phase = self.events.phase(self.name, self.schedule.steps, done)
-        self._last: dict[str, float] = {}
         engine = Engine(lambda engine, _: self._step(engine.state.iteration))
+        # ignite logs every exception that passes through; who called this says it once, in words.
+        engine.logger.setLevel(logging.CRITICAL)
         engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self._after(e.state.iteration, e.state.output))
         if done < self.schedule.steps:
             engine.load_state_dict({"iteration": done, "max_epochs": 1, "epoch_length": self.schedule.steps})
@@ -131,6 +134,7 @@ class TrainingLoop:
             "module": self.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "memory": self.memory,
+            "losses": self._last,
         }
         with atomic_path(self.checkpoint) as temporary:
             torch.save(state, temporary)
@@ -146,6 +150,7 @@ class TrainingLoop:
             self.module.load_state_dict(state["module"])
             self._optimizer.load_state_dict(state["optimizer"])
             self.memory.update(state["memory"])
+            self._last = dict(state["losses"])
             step = int(state["step"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(

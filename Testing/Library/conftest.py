@@ -14,6 +14,10 @@ import pytest
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.scans import write_label_map, write_nifti
 
+# The networks of the tests are tiny: threads that wait for each other would cost far more than they compute. Child
+# processes inherit this; a test that wants more threads says so.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNICODE_NAME = "Lékař ünï 数 a b"
 

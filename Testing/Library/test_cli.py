@@ -132,7 +132,7 @@ def test_the_way_by_commands_in_a_folder_with_an_awkward_name(blobs: Path, unico
     assert segmented.returncode == 3, "one scan was skipped"
     assert "warning: skipped" in segmented.stderr and "broken.nii.gz" in segmented.stderr.splitlines()[-1]
     labels = sorted(p.name for p in (folder / "out" / "labels").rglob("*"))
-    assert labels == ["blob_0.nii.gz", "blob_1.nii.gz", "blob_2.nii.gz", "images"]
+    assert labels == ["blob_0.nii.gz", "blob_1.nii.gz", "blob_2.nii.gz"]
     assert load_settings(folder / "fine" / "run.yaml").weights == str(folder / "pre")
     result = json.loads((folder / "out" / "result.json").read_text(encoding="utf-8"))
     assert len(result["labels"]) == 3 and len(result["warnings"]) == 1

@@ -16,7 +16,7 @@ from HybridMIMLib.data.layouts import open_dataset
 from HybridMIMLib.data.scans import read_label_map, read_scan
 from HybridMIMLib.data.survey import content_hash
 from HybridMIMLib.demonstration import share_out, typical_case
-from HybridMIMLib.errors import DataError, SettingsError
+from HybridMIMLib.errors import DataError, RunError, SettingsError
 from HybridMIMLib.report import report
 
 
@@ -86,4 +86,38 @@ def test_the_whole_demo_writes_what_it_says_and_continues(blobs: Path, unicode_f
     assert again["dice"] == pytest.approx(result["dice"], nan_ok=True)
     assert (folder / "fine-tuning" / "result.json").stat().st_mtime_ns == trained
     assert Path(again["files"]["scene"]).exists()
-    assert json.loads((folder / "split.json").read_text(encoding="utf-8"))["unseen"] == list(result["cases"])
+    assert json.loads((folder / "split.json").read_text(encoding="utf-8"))["unseen"].keys() == result["cases"].keys()
+
+
+def test_a_copy_of_a_test_scan_among_the_labelled_is_not_trained_on(tmp_path: Path) -> None:
+    labelled = write_blobs(tmp_path / "labelled", 4, labelled=True)
+    for index in range(4):
+        for part in ("images", "labels"):
+            shutil.copy(labelled / part / f"blob_{index}.nii.gz", labelled / part / f"copy_{index}.nii.gz")
+    sets = open_dataset(labelled, labelled=False), open_dataset(labelled, labelled=True)
+    shares = share_out(*sets, make_run(None, {"split": {"unseen": 1}}))
+    unseen = {content_hash(c.images) for c in shares.unseen.cases}
+    trained = {content_hash(c.images) for part in (shares.labelled, shares.unlabelled) for c in part.cases}
+    assert not unseen & trained
+
+
+def test_a_demo_goes_on_with_the_same_scans_or_not_at_all(tmp_path: Path) -> None:
+    scans = write_blobs(tmp_path / "scans", 5, labelled=True)
+    settings = {"unlabelled": str(scans), "labelled": str(scans), "output": str(tmp_path / "demo"), **TINY}
+    demo(**settings)
+    for file in ("result.json", "segmentation/result.json", "scene/result.json"):
+        (tmp_path / "demo" / file).unlink()
+    write_blobs(scans, 6, labelled=True)
+    with pytest.raises(RunError, match="scans have changed"):
+        demo(**settings)
+
+
+def test_a_scene_that_cannot_be_made_does_not_throw_the_rest_away(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
+    result = demo(
+        unlabelled=str(blobs / "unlabelled"), labelled=str(blobs / "labelled"), output=str(tmp_path / "demo"), **TINY
+    )
+    assert "scene" not in result["files"] and any("could not be made" in text for text in result["warnings"])
+    assert "mean" in report("demo", result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from HybridMIMLib import finetune, pretrain
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventReader
 
+# As many threads as a user's machine would take: results must not hang on one thread doing everything.
+THREADS = {**os.environ, "OMP_NUM_THREADS": "2"}
+
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "HybridMIMLib", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=THREADS)
 
 
 def wait_for_checkpoint(run: Path, child: subprocess.Popen[bytes]) -> None:
@@ -31,16 +35,16 @@ def wait_for_checkpoint(run: Path, child: subprocess.Popen[bytes]) -> None:
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_killed_in_the_middle_and_continued_gives_the_same_weights(blobs: Path, tmp_path: Path, command: str) -> None:
     folder = {"pretrain": "unlabelled", "finetune": "labelled"}[command]
-    steps = ["--pretraining.steps=40", "--finetuning.steps=40"]
+    steps = ["--pretraining.steps=16", "--finetuning.steps=16"]
     common = [command, f"--{folder}", blobs / folder, *tiny_options(), *steps]
-    whole = hybridmim(*common, "--output", tmp_path / "whole")
+    whole = hybridmim(*common, "--output", tmp_path / "whole", env=THREADS)
     assert whole.returncode == 0, whole.stderr
     child = start(*common, "--output", tmp_path / "killed")
     wait_for_checkpoint(tmp_path / "killed", child)
     child.kill()
     child.wait()
     assert not (tmp_path / "killed" / "result.json").exists()
-    continued = hybridmim(*common, "--output", tmp_path / "killed")
+    continued = hybridmim(*common, "--output", tmp_path / "killed", env=THREADS)
     assert continued.returncode == 0, continued.stderr
     messages = [e.get("message", "") for e in EventReader(tmp_path / "killed" / "events.jsonl").read()]
     assert any("continued after step" in text for text in messages)

@@ -285,6 +285,12 @@ def _named_classes(file: Path, names: Any) -> tuple[LabelClass, ...]:
             cure='Write them as {"1": "Liver", "2": "Spleen"}; regions of several labels are not supported.',
         ) from error
     _check_unique(file, [str(label) for label, _ in pairs] or [""], "classes")
+    names_of = [name for label, name in pairs if label > 0]
+    if len(set(names_of)) < len(names_of) or "mean" in names_of:
+        raise DataError(
+            f"{file}: two classes have one name, or one is called 'mean', which is the mean of all: {names_of}",
+            cure="Give each class a name of its own.",
+        )
     return tuple(LabelClass(label, name, default_color(label)) for label, name in sorted(pairs) if label > 0)
 
 

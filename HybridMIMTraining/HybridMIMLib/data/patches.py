@@ -108,7 +108,7 @@ def _cut(array: np.ndarray, lower: Triple, crop: Triple) -> np.ndarray:
     d, h, w = (slice(start, start + size) for start, size in zip(lower, crop))
     part = array[..., d, h, w]
     if part.shape[-3:] == crop:
-        return np.ascontiguousarray(part)
+        return np.array(part)
     padded = np.zeros((*array.shape[:-3], *crop), dtype=array.dtype)
     padded[..., : part.shape[-3], : part.shape[-2], : part.shape[-1]] = part
     return padded

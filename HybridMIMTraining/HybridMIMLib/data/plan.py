@@ -81,7 +81,7 @@ def make_plan(found: Sequence[CaseFacts], settings: PlanSettings, stride: int) -
     spacing = _triple(given or np.median([f.spacing for f in found], axis=0).round(4).tolist(), float)
     sizes = np.median([np.multiply(f.shape, f.spacing) / spacing for f in found], axis=0)
     patch = settings.patch or [_default_patch(size, stride) for size in sizes]
-    region = settings.region or [2 * p for p in patch]
+    region = settings.region or [-(-2 * p // stride) * stride for p in patch]
     crop = settings.crop or [_fit(size, r) for size, r in zip(sizes, region)]
     plan = Plan(
         found[0].channels,
@@ -105,8 +105,10 @@ def _normalisation(found: Sequence[CaseFacts], settings: PlanSettings) -> str:
 
 
 def _default_patch(size: float, stride: int) -> int:
-    """16 voxels as published where at least three regions of 32 fit, else 8 (or the network's stride)."""
-    return max(16 if size >= LARGEST_CROP else 8, stride)
+    """16 voxels as published where at least three regions of 32 fit, else 8; a thin axis has thinner patches."""
+    if size < 8:
+        return max(int(2 ** np.floor(np.log2(max(size, 1)))), 1)
+    return max(16 if size >= LARGEST_CROP else 8, stride if size >= stride else 8)
 
 
 def _fit(size: float, region: int) -> int:
@@ -120,6 +122,11 @@ def _check(plan: Plan, stride: int) -> None:
                 f"plan.{name} {list(value)} is not a multiple of {list(unit)}",
                 cure="Choose crop, region and patch so that each divides the one before.",
             )
+    if all(c == stride for c in plan.crop):
+        raise SettingsError(
+            f"plan.crop {list(plan.crop)} leaves a single voxel at the network's stride of {stride}",
+            cure="Choose a larger crop, or fewer network.features.",
+        )
     if any(r % stride for r in plan.region):
         raise SettingsError(
             f"plan.region {list(plan.region)} is not a multiple of the network's stride {stride}",

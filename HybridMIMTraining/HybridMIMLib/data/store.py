@@ -1,6 +1,6 @@
 """The prepared store: every scan resampled once, 16-bit, memory-mapped, so that a crop reads only its own rows.
 
-One folder a case, named after the case and the hash of its files and of how it was prepared:
+One folder a case, named after the case and the hash of its name, its files and how it was prepared:
 
 ``image.npy`` (C, D, H, W) int16; ``label.npy`` (D, H, W) uint8 class numbers from 1; ``foreground.npy`` (N, 3) int32
 positions sorted by class; ``case.json`` the rest. A folder is made under a temporary name and renamed when it is
@@ -14,10 +14,11 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,18 @@ from HybridMIMLib.data.resampling import resample_image, resample_labels, resamp
 from HybridMIMLib.data.survey import CaseFacts, canonical_grid, read_case
 from HybridMIMLib.errors import DiskError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import TEMPORARY, disk_errors, read_json
+from HybridMIMLib.files import TEMPORARY, disk_errors, flush_to_disk, json_text, read_json
 from HybridMIMLib.randomness import random_stream
 
 STORE_FORMAT = 1
 POSITIONS_A_CLASS = 20000
 _INT16 = np.iinfo(np.int16)
+_SECONDS_TO_WRITE = 600
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """One case in the store; arrays are mapped when they are first used.
+    """One case in the store; arrays are mapped when they are used, not for longer: each map holds a file open.
 
     Attributes:
         folder: where it lies.
@@ -56,17 +58,17 @@ class PreparedCase:
     high: tuple[float, ...]
     counts: tuple[int, ...]
 
-    @cached_property
+    @property
     def image(self) -> npt.NDArray[np.int16]:
         """(C, D, H, W), memory-mapped."""
         return np.load(self.folder / "image.npy", mmap_mode="r", allow_pickle=False)
 
-    @cached_property
+    @property
     def label(self) -> npt.NDArray[np.uint8]:
         """(D, H, W) class numbers, memory-mapped."""
         return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
 
-    @cached_property
+    @property
     def foreground(self) -> npt.NDArray[np.int32]:
         """(N, 3) voxels of classes, sorted by class."""
         return np.load(self.folder / "foreground.npy", mmap_mode="r", allow_pickle=False)
@@ -115,8 +117,14 @@ def intensity_range(array: npt.NDArray[np.float32], plan: Plan) -> list[tuple[fl
     """For each channel of (C, D, H, W), the intensities that become 0 and 1 for the network."""
     if plan.normalisation == "window":
         return [plan.window] * len(array)
-    ranges = [np.percentile(channel, (0.5, 99.5)) for channel in array]
-    return [(float(low), float(max(high, low + 1e-6 * max(abs(low), 1)))) for low, high in ranges]
+    return [_useful_range(channel) for channel in array]
+
+
+def _useful_range(channel: npt.NDArray[np.float32]) -> tuple[float, float]:
+    low, high = (float(value) for value in np.percentile(channel, (0.5, 99.5)))
+    if low == high:  # nearly all is background
+        low, high = float(channel.min()), float(channel.max())
+    return (low, high) if low < high else (low, low + max(abs(low), 1.0))
 
 
 def _prepare_case(facts: CaseFacts, plan: Plan, classes: Sequence[LabelClass], folder: Path) -> None:
@@ -187,15 +195,31 @@ def _write_case(folder: Path, arrays: dict[str, npt.NDArray[Any]], content: dict
             temporary.mkdir()
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-            (temporary / "case.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-            os.replace(temporary, folder)
+            text = json_text(content).encode("utf-8", "backslashreplace")
+            (temporary / "case.json").write_bytes(text)
+            for file in temporary.iterdir():
+                flush_to_disk(file)
+            _put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        # A folder cannot be replaced: it may be whole, from another run that shares the store, or damaged.
+        if (folder / "case.json").exists():
+            return
+        if not folder.exists():
+            raise
+        shutil.rmtree(folder)
+        os.replace(temporary, folder)
+
+
 def _folder(store: Path, facts: CaseFacts, plan: Plan, classes: Sequence[LabelClass]) -> Path:
     labels = [c.label for c in classes] if facts.case.label is not None else []
-    made_of = json.dumps([STORE_FORMAT, facts.content, plan.preparation, labels])
+    made_of = json.dumps([STORE_FORMAT, facts.case.name, facts.content, plan.preparation, labels])
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", facts.case.name)[:60].strip("._")
     return store / f"{readable or 'case'}-{digest}"
@@ -213,6 +237,9 @@ def _check_room(missing: Sequence[CaseFacts], plan: Plan, store: Path) -> None:
 
 
 def _remove_leftovers(store: Path) -> None:
-    """Folders of a process that was killed while it wrote; each has a name that nobody else uses."""
+    """Folders of a process that was killed while it wrote; younger ones may be another run's that writes now."""
     for leftover in store.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        # The other run may have renamed its folder since it was listed.
+        with suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > _SECONDS_TO_WRITE:
+                shutil.rmtree(leftover, ignore_errors=True)

@@ -17,6 +17,9 @@ from HybridMIMLib.data.scans import LabelMap, Scan, read_label_map, read_scan
 from HybridMIMLib.errors import DataError, LabelError, ScanError
 from HybridMIMLib.events import EventLog
 
+MOST_CLASSES = 255
+"""Class numbers are stored as 8 bit, 0 is background."""
+
 
 @dataclass(frozen=True)
 class CaseFacts:
@@ -51,12 +54,18 @@ def survey(cases: Iterable[Case], events: EventLog) -> list[CaseFacts]:
     """
     cases = list(cases)
     phase = events.phase("check scans", len(cases))
-    found = []
+    found: list[CaseFacts] = []
     for done, case in enumerate(cases, 1):
         try:
-            found.append(_facts(case, events))
+            facts = _facts(case, events)
         except ScanError as error:
             events.warning(f"skipped: {error}")
+        else:
+            twin = next((other for other in found if other.content == facts.content), None)
+            if twin is None:
+                found.append(facts)
+            else:
+                events.warning(f"skipped: {case.images[0]}: is a copy of {twin.case.images[0]}. Remove one of them.")
         phase.progress(done)
     if not found:
         raise DataError(
@@ -101,7 +110,7 @@ def classes_of(found: Iterable[CaseFacts], named: tuple[LabelClass, ...]) -> tup
     """The classes to learn: those the data set names, else one for each label met.
 
     Raises:
-        LabelError: a label map has a value that no class is named for, or none has any.
+        LabelError: a label map has a value that no class is named for, or none has any, or all together too many.
     """
     found = list(found)
     if not any(facts.labels for facts in found):
@@ -109,8 +118,15 @@ def classes_of(found: Iterable[CaseFacts], named: tuple[LabelClass, ...]) -> tup
             f"{found[0].case.label}: this label map, and every other, holds background alone",
             cure="Check that the label maps are the right files.",
         )
+    met = set().union(*(facts.labels for facts in found))
+    if len(met) > MOST_CLASSES:
+        raise LabelError(
+            f"{max(found, key=lambda f: len(f.labels)).case.label}: the label maps hold {len(met)} labels, "
+            f"more than {MOST_CLASSES}",
+            cure="Number the classes, not the single objects, in the label maps.",
+        )
     if not named:
-        return classes_from_labels(frozenset().union(*(facts.labels for facts in found)))
+        return classes_from_labels(met)
     known = {c.label for c in named}
     for facts in found:
         if unknown := facts.labels - known:
@@ -122,12 +138,15 @@ def classes_of(found: Iterable[CaseFacts], named: tuple[LabelClass, ...]) -> tup
 
 
 def content_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over the bytes of files, in their order."""
+    """SHA-256 over the bytes of files, in their order; a file that cannot be read counts by its path."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as handle:
-            for block in iter(lambda: handle.read(1 << 20), b""):
-                digest.update(block)
+        try:
+            with open(path, "rb") as handle:
+                for block in iter(lambda: handle.read(1 << 20), b""):
+                    digest.update(block)
+        except OSError:
+            digest.update(str(path).encode("utf-8", "surrogateescape"))
         digest.update(b"\x00file\x00")
     return digest.hexdigest()
 

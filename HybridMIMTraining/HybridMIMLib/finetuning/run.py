@@ -17,7 +17,7 @@ from HybridMIMLib.data.patches import CropSampler
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.prepare import Prepared, prepare_folder, split
 from HybridMIMLib.data.survey import CaseFacts, read_case
-from HybridMIMLib.errors import DataError, ModelError
+from HybridMIMLib.errors import DataError, ModelError, SettingsError
 from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import write_json
@@ -64,6 +64,8 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     """Prepare, train, validate, write the package; see :func:`finetune`. ``dataset`` names a part of the cases."""
     device = choose_device(run.device)
     start = _PretrainedWeights.of(run)
+    if start:
+        start.check_settings(run)
     network_settings = start.network if start else run.network
     run = replace(run, network=network_settings)
     prepared = prepare_folder(run, "labelled", folder, events, start.plan if start else None, FEWEST_CASES, dataset)
@@ -119,7 +121,28 @@ class _PretrainedWeights:
         if run.weights is None:
             return None
         path = Path(run.weights).expanduser()
+        if path.is_dir() and not (path / WEIGHTS_FILE).exists():
+            raise ModelError(
+                f"{path}: is no run folder of a finished pre-training",
+                cure="Give the --output of a pretrain that has ended.",
+            )
         return cls(path / WEIGHTS_FILE if path.is_dir() else path)
+
+    def check_settings(self, run: Run) -> None:
+        """Weights bring their plan and network with them; a setting that says otherwise would be ignored.
+
+        Raises:
+            SettingsError: such a setting was given.
+        """
+        given, own = asdict(run.plan), self.plan.to_json()
+        wrong = [f"plan.{n}" for n in ("spacing", "crop", "patch", "region") if given[n] and given[n] != list(own[n])]
+        if run.network not in (self.network, NetworkSettings()):
+            wrong.append("network")
+        if wrong:
+            raise SettingsError(
+                f"{', '.join(wrong)}: the weights in {self.path} were trained with other values",
+                cure="Leave these settings out, or pre-train with them.",
+            )
 
     def transfer_to(self, network: SegmentationNetwork) -> str:
         """Copy encoder and decoder; the sentence says how many tensors."""
@@ -167,7 +190,16 @@ class _Finetuning:
         ).run()
         if self.validation:
             transfer(self.network, load_weights(self.best)[0], self.best)
+            self._warn_of_lost_classes()
         return self.memory
+
+    def _warn_of_lost_classes(self) -> None:
+        for one in self.classes:
+            if self.memory.get(f"best {one.name}") == 0:
+                self.events.warning(
+                    f"class {one.name} was not found in any validation scan. Train for more finetuning.steps, "
+                    "or add scans in which it is labelled."
+                )
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """The losses of one step."""

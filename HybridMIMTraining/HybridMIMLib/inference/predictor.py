@@ -17,7 +17,7 @@ from HybridMIMLib.data.resampling import labels_from_scores, resample_image, res
 from HybridMIMLib.data.store import intensity_range
 from HybridMIMLib.errors import DataError
 
-Labels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.integer[Any]]
 
 
 class Predictor:
@@ -41,7 +41,8 @@ class Predictor:
     ) -> None:
         self.network, self.plan, self.classes = network.to(device), plan, classes
         self.settings, self.device = settings, device
-        self._values = np.array([0, *(c.label for c in classes)], dtype=np.uint8)
+        values = [0, *(c.label for c in classes)]
+        self._values = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
 
     def predict(self, array: npt.NDArray[Any], grid: Grid) -> Labels:
         """Segment one scan.
@@ -51,7 +52,7 @@ class Predictor:
             grid: of the scan; any orientation, spacing and shear.
 
         Returns:
-            (D, H, W) labels, on the same grid.
+            (D, H, W) labels, on the same grid; uint8, or uint16 where a class has a label above 255.
 
         Raises:
             DataError: the scan has another number of channels than the model.

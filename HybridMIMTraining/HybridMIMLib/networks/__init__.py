@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.networks.interface import EncoderDecoder, SegmentationNetwork
 from HybridMIMLib.networks.unet import UNet
 from HybridMIMLib.randomness import stream_key
 
-__all__ = ["EncoderDecoder", "SegmentationNetwork", "UNet", "make_backbone", "make_segmentation_network"]
+__all__ = [
+    "EncoderDecoder",
+    "SegmentationNetwork",
+    "UNet",
+    "initial_weights",
+    "make_backbone",
+    "make_segmentation_network",
+]
 
 
 def make_backbone(settings: NetworkSettings, channels: int, seed: int = 0) -> EncoderDecoder:
     """The encoder-decoder that the settings describe, with initial weights that follow from the seed."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_key(seed, "initial weights"))
+    with initial_weights(seed, "backbone"):
         return UNet(channels, settings.features, settings.dropout)
 
 
@@ -23,9 +32,15 @@ def make_segmentation_network(
     settings: NetworkSettings, channels: int, classes: int, seed: int = 0
 ) -> SegmentationNetwork:
     """The backbone with a head of ``classes`` + 1 (background first) output channels."""
-    import torch
-
     backbone = make_backbone(settings, channels, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_key(seed, "initial head"))
+    with initial_weights(seed, "head"):
         return SegmentationNetwork(backbone, classes + 1)
+
+
+@contextmanager
+def initial_weights(seed: int, purpose: str) -> Iterator[None]:
+    """Let layers made in the block, on the CPU, begin with weights that follow from seed and purpose."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the GPUs too, and leave them so.
+        torch.default_generator.manual_seed(stream_key(seed, "initial weights", purpose))
+        yield

@@ -42,6 +42,7 @@ class MaskedBatch:
         mask: (B, D', H', W') True for masked patches, all of them whole.
         box: what is reconstructed.
         keys: one number a sample, from which its dropout follows.
+        patients: (B) a number for each sample, the same for crops of one patient; None: all differ.
     """
 
     image: Tensor
@@ -50,6 +51,7 @@ class MaskedBatch:
     mask: Tensor
     box: Box
     keys: tuple[int, ...]
+    patients: Tensor | None = None
 
 
 class HybridMIM(nn.Module):
@@ -115,7 +117,7 @@ class HybridMIM(nn.Module):
         entry = self.masked(batch) if stage == 0 else pyramid[stage - 1]
         second = self._encode(stage, entry, batch.keys, "second pass")
         views = [self.projection(self._pool(level, batch.inside)) for level in (pyramid[-1], second[-1])]
-        return nt_xent(views[0], views[1], self.settings.contrast_temperature)
+        return nt_xent(views[0], views[1], self.settings.contrast_temperature, batch.patients)
 
     def accuracies(self, batch: MaskedBatch) -> dict[str, float]:
         """Shares of right answers of the region heads, without dropout."""
@@ -189,18 +191,23 @@ def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
     return _mean(((by_number - by_location) ** 2)[whole.any(dim=-1)])
 
 
-def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+def nt_xent(one: Tensor, other: Tensor, temperature: float, patients: Tensor | None = None) -> Tensor:
     """Normalised temperature-scaled cross-entropy (SimCLR, arXiv:2002.05709, equation 1).
 
     Args:
         one, other: (B, F) two views of the same B samples; row i of one belongs to row i of the other.
         temperature: divides the cosine similarities.
+        patients: (B) a number for each sample; samples with the same number are no negatives of each other.
     """
     views = F.normalize(torch.cat([one, other]), dim=1)
     similarity = views @ views.T / temperature
     itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
     partner = torch.arange(len(views), device=views.device).roll(len(one))
-    return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), partner)
+    left_out = itself
+    if patients is not None:
+        both = torch.cat([patients, patients])
+        left_out = (both[:, None] == both[None, :]).scatter(1, partner[:, None], False)
+    return F.cross_entropy(similarity.masked_fill(left_out, float("-inf")), partner)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from HybridMIMLib.data.patches import CropBatch, CropSampler, inside_mask
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.networks import make_backbone
+from HybridMIMLib.networks import initial_weights, make_backbone
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.interface import Box
 from HybridMIMLib.pretraining.hybridmim import HybridMIM, MaskedBatch
@@ -55,6 +56,7 @@ def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset |
     """Prepare, train, write the weights; see :func:`pretrain`. ``dataset`` names a part of the folder's scans."""
     device = choose_device(run.device)
     prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
+    _check_patches_fit(run, prepared, events)
     objective = _objective(run, prepared).to(device)
     batches = MaskedBatches(prepared, objective, run, device)
     chosen = run.pretraining
@@ -102,6 +104,7 @@ class MaskedBatches:
             mask=torch.from_numpy(np.stack(masks)).to(self.device),
             box=Box(torch.tensor(lower), self.box),
             keys=_dropout_keys(crops),
+            patients=_numbers(crops.cases).to(self.device),
         )
 
 
@@ -130,15 +133,37 @@ def _objective(run: Run, prepared: Prepared) -> HybridMIM:
             "pretraining.batch is 1, and the contrast needs other samples to compare with",
             cure="Set pretraining.batch to 2 or more (4 is better), or pretraining.contrast_weight to 0.",
         )
+    if chosen.contrast_weight and run.network.dropout == 0:
+        raise SettingsError(
+            "network.dropout is 0, and the contrast compares two passes that differ by dropout",
+            cure="Set network.dropout above 0 (0.1 is usual), or pretraining.contrast_weight to 0.",
+        )
     if chosen.contrast_weight and len(prepared.cases) < 2:
         raise DataError(
             f"{run.unlabelled}: holds one usable scan, and the contrast compares different patients",
             cure="Add scans, or set pretraining.contrast_weight to 0.",
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_key(run.seed, "initial objective"))
-        backbone = make_backbone(run.network, plan.channels, run.seed)
+    backbone = make_backbone(run.network, plan.channels, run.seed)
+    with initial_weights(run.seed, "objective"):
         return HybridMIM(backbone, PatchGrid(plan.crop, plan.patch, plan.region), plan.channels, chosen)
+
+
+def _check_patches_fit(run: Run, prepared: Prepared, events: EventLog) -> None:
+    """A scan thinner than a patch has nothing to mask; without this, training on it would teach next to nothing."""
+    patch = prepared.plan.patch
+    thin = [case for case in prepared.cases if any(n < p for n, p in zip(case.image.shape[1:], patch))]
+    cure = "Set plan.patch to no more voxels than the scans have, and plan.region to a multiple of it."
+    if len(thin) == len(prepared.cases):
+        raise DataError(f"{run.unlabelled}: every scan is thinner than a patch of {list(patch)} voxels", cure=cure)
+    for case in thin:
+        events.warning(
+            f"{case.name} is thinner than a patch of {list(patch)} voxels: nothing of it is masked. {cure}"
+        )
+
+
+def _numbers(names: Sequence[str]) -> torch.Tensor:
+    """The same number for the same name."""
+    return torch.tensor([names.index(name) for name in names])
 
 
 def _dropout_keys(crops: CropBatch) -> tuple[int, ...]:

@@ -90,6 +90,8 @@ def show(job: ShowJob) -> dict[str, Any]:
     reference = None
     if job.reference is not None:
         truth = read_label_map(job.reference, scan.grid, scan_path=job.scan).array
+        # A class that the model was never taught cannot be compared with anything.
+        truth = np.where(np.isin(truth, [entry.label for entry in job.classes]), truth, 0).astype(truth.dtype)
         reference = segmentation_node(held.scene, volume, truth, job.classes, f"{job.name} reference")
     result_picture(job.picture, volume, result, reference, title=job.name)
     write_segmentation(result, job.segmentation)

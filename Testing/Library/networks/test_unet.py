@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.networks import SegmentationNetwork, UNet, make_backbone, make_segmentation_network
-from HybridMIMLib.networks.dropout import dropout_keys
+from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
 from HybridMIMLib.networks.interface import Box, Pyramid
 
 FEATURES = [[4, 6], [3, 5, 8], [2, 3, 4, 5], [8, 4, 2]]
 BOX = Box(torch.tensor([[0, 8, 4], [4, 0, 0]]), (4, 8, 12))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost far more than networks this small compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -98,7 +87,7 @@ def test_dropout_is_in_every_stage() -> None:
 
 
 def test_dropout_layers_have_names_of_their_own() -> None:
-    names = [module.name for module in UNet(1, [4, 4, 4]).modules() if hasattr(module, "share")]
+    names = [module.name for module in UNet(1, [4, 4, 4]).modules() if isinstance(module, SampleDropout)]
     assert len(set(names)) == len(names) == 6
 
 
@@ -227,5 +216,5 @@ def test_the_backbone_does_not_depend_on_the_classes() -> None:
 def test_settings_reach_the_network() -> None:
     backbone = make_backbone(NetworkSettings(features=[4, 8, 16], dropout=0.3), 2)
     assert backbone.widths == (4, 8, 16)
-    shares = [module.share for module in backbone.modules() if hasattr(module, "share")]
+    shares = [module.share for module in backbone.modules() if isinstance(module, SampleDropout)]
     assert sorted(shares) == [0.0, 0.0, 0.0, 0.3, 0.3, 0.3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -27,21 +27,12 @@ from HybridMIMLib.pretraining.hybridmim import (
     nt_xent,
     number_loss,
 )
-from HybridMIMLib.pretraining.masking import PatchGrid, Triple, draw_box, draw_mask, whole_patches
+from HybridMIMLib.pretraining.masking import PatchGrid, Triple, by_region, draw_box, draw_mask, whole_patches
 
 # Patches smaller than the stride along one axis, 8 patches in each of 2×2×2 regions, no two axes alike.
 GRID = PatchGrid((8, 16, 16), (4, 2, 4), (4, 8, 8))
 BOX: Triple = (4, 8, 12)
 NAMES = ("partial", "number", "location", "consistency", "contrast")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost far more than networks this small compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def objective(
@@ -53,7 +44,7 @@ def objective(
     return HybridMIM(UNet(channels, features, dropout), GRID, channels, chosen)
 
 
-def only(name: str, weight: float = 1.0) -> dict[str, float]:
+def only(name: str, weight: float = 1.0) -> dict[str, Any]:
     """Settings in which one loss has a weight and the others have none."""
     return {f"{other}_weight": weight * (other == name) for other in NAMES}
 
@@ -184,7 +175,7 @@ def test_partial_loss_is_0_where_the_box_holds_nothing_masked(batch: MaskedBatch
     empty = replace(batch, mask=torch.zeros_like(batch.mask))
     loss = model.partial_loss(model.backbone.eval().encode(model.masked(empty)), empty)
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -225,7 +216,7 @@ def test_region_losses_are_those_of_loops(batch: MaskedBatch) -> None:
     for b, region, patches in labels(batch):
         shares = number[b, region].softmax(0).tolist()
         numbers.append(-math.log(shares[sum(masked for _, masked in patches)]))
-        chances = {inner: float(location[b, region, inner].sigmoid()) for inner, _ in patches}
+        chances = {inner: location[b, region, inner].sigmoid().item() for inner, _ in patches}
         locations += [-math.log(chances[inner] if masked else 1 - chances[inner]) for inner, masked in patches]
         expected = sum(count * share for count, share in enumerate(shares))
         consistencies.append((expected - sum(chances.values())) ** 2)
@@ -258,8 +249,8 @@ def test_right_answers_cost_nothing() -> None:
 
 
 def test_logits_of_padding_do_not_matter(batch: MaskedBatch) -> None:
-    whole = hybridmim.by_region(batch.whole, GRID)
-    target = hybridmim.by_region(batch.mask, GRID)
+    whole = by_region(batch.whole, GRID)
+    target = by_region(batch.mask, GRID)
     number, location = torch.randn(3, 8, 9, requires_grad=True), torch.randn(3, 8, 8, requires_grad=True)
     losses = number_loss(number, target, whole), location_loss(location, target, whole)
     (sum(losses) + consistency_loss(number, location, whole)).backward()
@@ -373,7 +364,7 @@ def test_views_differ_through_the_keys_alone(stage: int, batch: MaskedBatch, mon
 
 def test_contrast_is_nt_xent_of_pooled_projections(batch: MaskedBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     model = objective(**only("contrast", 0.7), contrast_temperature=0.3)
-    loss = float(model.losses(batch)["contrast"])
+    loss = model.losses(batch)["contrast"].item()
     first, second = encodings(model, batch, monkeypatch)
     views = []
     for bottleneck in (first[2][-1], second[2][-1]):
@@ -381,7 +372,7 @@ def test_contrast_is_nt_xent_of_pooled_projections(batch: MaskedBatch, monkeypat
         for b, d, h, w in batch.inside.nonzero().tolist():
             pooled[b] += bottleneck[b, :, d // 4, h // 4, w // 4].detach() / batch.inside[b].sum()
         views.append(model.projection(pooled))
-    assert loss == pytest.approx(0.7 * float(nt_xent(views[0], views[1], 0.3)), rel=1e-3)
+    assert loss == pytest.approx(0.7 * nt_xent(views[0], views[1], 0.3).item(), rel=1e-3)
 
 
 def test_padding_has_no_part_in_the_pooled_features(batch: MaskedBatch) -> None:
@@ -418,7 +409,7 @@ def forbidden(name: str) -> Mock:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_has_no_weight_is_not_computed(name: str, batch: MaskedBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = objective(**{f"{name}_weight": 0.0})
+    model = objective(**dict[str, Any]({f"{name}_weight": 0.0}))
     owner: Any = model if name in ("partial", "contrast") else hybridmim
     monkeypatch.setattr(owner, f"{name}_loss", forbidden(name))
     if name == "partial":

@@ -1,0 +1,227 @@
+"""Settings: every wrong value ends in one line, every right one comes back as it was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from HybridMIMLib.config import (
+    DEMO_DEFAULTS,
+    FinetuningSettings,
+    NetworkSettings,
+    PlanSettings,
+    PretrainingSettings,
+    Run,
+    differences,
+    from_dict,
+    make_run,
+    to_dict,
+    workspace,
+)
+from HybridMIMLib.errors import SettingsError
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def refused(content: Any) -> str:
+    """The one line that these settings end in."""
+    with pytest.raises(SettingsError) as caught:
+        from_dict(content)
+    text = str(caught.value)
+    assert "\n" not in text and caught.value.cure.endswith(".")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("plan.spacing", [1, 2]),
+        ("plan.spacing", [1, 2, 0]),
+        ("plan.spacing", [1, 2, NAN]),
+        ("plan.spacing", [1, 2, INFINITE]),
+        ("plan.spacing", "1.5"),
+        ("plan.spacing", 1.5),
+        ("plan.normalisation", "z-score"),
+        ("plan.normalisation", ["window"]),
+        ("plan.window", [100, 100]),
+        ("plan.window", [100, -100]),
+        ("plan.window", [0, 1, 2]),
+        ("plan.window", None),
+        ("plan.crop", [32.5, 32, 32]),
+        ("plan.crop", [32, 32, -32]),
+        ("plan.crop", []),
+        ("plan.patch", "abc"),
+        ("network.architecture", "vit"),
+        ("network.features", [16]),
+        ("network.features", [16, 0]),
+        ("network.features", [16, "32"]),
+        ("network.features", 16),
+        ("network.dropout", 1),
+        ("network.dropout", -0.1),
+        ("network.dropout", True),
+        ("pretraining.objective", "mae"),
+        ("pretraining.steps", "many"),
+        ("pretraining.steps", 0),
+        ("pretraining.steps", 1.5),
+        ("pretraining.steps", None),
+        ("pretraining.steps", True),
+        ("pretraining.batch", -1),
+        ("pretraining.learning_rate", "1e-3"),
+        ("pretraining.learning_rate", NAN),
+        ("pretraining.learning_rate", INFINITE),
+        ("pretraining.weight_decay", -1e-9),
+        ("pretraining.warmup_steps", -1),
+        ("pretraining.checkpoint_every", 0),
+        ("pretraining.mask_ratio", 0),
+        ("pretraining.mask_ratio", 1.01),
+        ("pretraining.region_ratio", 0.0),
+        ("pretraining.box", [16, 16]),
+        ("pretraining.contrast_temperature", 0),
+        ("pretraining.contrast_stage", -1),
+        ("pretraining.projection", 0),
+        ("finetuning.steps", {}),
+        ("finetuning.validate_every", 0),
+        ("finetuning.validation_cases", -2),
+        ("finetuning.foreground_share", 1.5),
+        ("finetuning.flip_axes", [3]),
+        ("finetuning.flip_axes", 0),
+        ("finetuning.augment", "no"),
+        ("finetuning.augment", 1),
+        ("inference.overlap", 1.0),
+        ("inference.window_batch", 0),
+        ("split.unseen", 0),
+        ("split.labelled", -2),
+        ("split.unlabelled", 2.0),
+    ],
+)
+def test_a_bad_value_in_a_section_is_named_in_one_line(name: str, value: Any) -> None:
+    section, field = name.split(".")
+    assert name in refused({section: {field: value}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1),
+        ("seed", "3"),
+        ("seed", 1.5),
+        ("device", "gpu"),
+        ("device", "cuda:"),
+        ("device", "cuda:x"),
+        ("device", "cpu:0"),
+        ("device", ""),
+        ("device", None),
+        ("output", 3),
+        ("scans", ["a", "b"]),
+        ("plan", None),
+        ("network", "unet"),
+        ("finetuning", [1, 2]),
+    ],
+)
+def test_a_bad_value_at_the_top_is_named_in_one_line(name: str, value: Any) -> None:
+    assert name in refused({name: value})
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
+    assert "pretraining.step." in refused({"pretraining": {"step": 3}})
+    assert "learning_rate" in refused({"pretraining": {"step": 3}})
+    assert "no setting steps" in refused({"steps": 3})
+    assert "no setting 1" in refused({1: 2})
+
+
+@pytest.mark.parametrize("content", [[], "run.yaml", 3, None])
+def test_settings_that_are_no_section_are_refused(content: Any) -> None:
+    assert "the settings" in refused(content)
+
+
+def test_all_loss_weights_zero_is_refused() -> None:
+    names = [name for name in to_dict(Run())["pretraining"] if name.endswith("_weight")]
+    assert "weights" in refused({"pretraining": dict.fromkeys(names, 0.0)})
+    assert "weights" in refused({"pretraining": {names[0]: -1.0}})
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"patch": [16, 16, 16], "region": [24, 32, 32]}, {"region": [32, 32, 32], "crop": [96, 96, 48]}],
+)
+def test_sizes_that_do_not_divide_are_refused(sizes: dict[str, list[int]]) -> None:
+    assert "is not a multiple of" in refused({"plan": sizes})
+
+
+def test_a_section_checks_itself_when_it_is_made() -> None:
+    with pytest.raises(SettingsError, match="pretraining.steps is 'many'. Give a whole number"):
+        PretrainingSettings(steps="many")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="plan is {'spacing': None}"):
+        Run(plan={"spacing": None})  # type: ignore[arg-type]
+
+
+def test_the_tree_survives_a_round_trip() -> None:
+    run = make_run(None, {"seed": 7, "plan": {"spacing": [1, 2, 3]}, "finetuning": {"flip_axes": [0, 2]}})
+    assert from_dict(to_dict(run)) == run
+    assert from_dict({}) == Run()
+
+
+def test_tuples_paths_and_numpy_numbers_become_what_yaml_gives_back(tmp_path: Path) -> None:
+    run = make_run(
+        None,
+        {
+            "output": tmp_path,
+            "seed": np.int64(3),
+            "plan": {"spacing": (1, np.float32(1.5), 2)},
+            "network": NetworkSettings(features=(8, 16)),  # type: ignore[arg-type]
+        },
+    )
+    assert (run.output, run.plan.spacing, run.network.features) == (str(tmp_path), [1.0, 1.5, 2.0], [8, 16])
+    assert type(run.seed) is int and all(type(part) is float for part in run.plan.spacing or [])
+
+
+def test_replacing_one_field_of_a_section_keeps_the_others() -> None:
+    first = make_run(None, {"pretraining": {"steps": 5, "batch": 2}})
+    second = make_run(first, {"pretraining": {"steps": 6}, "seed": 1})
+    assert (second.pretraining.steps, second.pretraining.batch, second.seed) == (6, 2, 1)
+    assert first.pretraining.steps == 5 and first.seed == 0
+
+
+def test_a_section_may_be_given_as_itself() -> None:
+    run = make_run(None, {"plan": PlanSettings(window=[0, 80]), "finetuning": FinetuningSettings(steps=3)})
+    assert run.plan.window == [0, 80] and run.finetuning.steps == 3
+
+
+def test_a_folder_in_place_of_settings_ends_in_one_line() -> None:
+    with pytest.raises(SettingsError, match="which is no Run"):
+        make_run("scans", {})  # type: ignore[arg-type]
+
+
+def test_trees_do_not_share_lists() -> None:
+    Run().network.features.append(3)
+    assert Run().network.features == NetworkSettings().features == [16, 32, 64, 128]
+
+
+def test_differences_are_named_with_dots() -> None:
+    one, other = make_run(None, {"seed": 1}), make_run(None, {"plan": {"spacing": [1, 1, 1]}})
+    assert differences(to_dict(one), to_dict(other)) == ["plan.spacing", "seed"]
+    assert differences(to_dict(one), to_dict(one)) == []
+
+
+def test_a_missing_folder_names_its_option() -> None:
+    with pytest.raises(SettingsError, match="--labelled is missing: the cases. Add --labelled PATH"):
+        Run().folder("labelled", "the cases")
+    assert Run(labelled="~/x").folder("labelled", "") == Path.home() / "x"
+
+
+def test_the_stride_follows_from_the_stages() -> None:
+    assert [NetworkSettings(features=[8] * n).stride for n in (2, 3, 5)] == [2, 4, 16]
+
+
+def test_the_defaults_of_the_demo_are_settings() -> None:
+    assert from_dict(DEMO_DEFAULTS) != Run()
+
+
+def test_the_workspace_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HYBRIDMIM_WORKSPACE", str(tmp_path))
+    assert workspace() == tmp_path
+    monkeypatch.delenv("HYBRIDMIM_WORKSPACE")
+    assert workspace() == Path.home() / "HybridMIM"

@@ -1,0 +1,217 @@
+"""The run folder: who may work in it, how it ends, and that its settings come back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from HybridMIMLib.config import Run, make_run
+from HybridMIMLib.errors import DataError, DiskError, RunError, SettingsError
+from HybridMIMLib.events import EventReader
+from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.runs import RunFolder, living_owner, load_settings, new_path, save_settings
+
+
+def settings(folder: Path, **others: Any) -> Run:
+    return make_run(None, {"output": folder / "run", **others})
+
+
+def begun(folder: Path, **others: Any) -> RunFolder:
+    """A run that got as far as something to continue from."""
+    run = RunFolder.open("pretrain", settings(folder, **others))
+    (run.path / "checkpoint.pt").write_bytes(b"x")
+    return run
+
+
+def refused(folder: Path, command: str = "pretrain", **others: Any) -> str:
+    with pytest.raises(RunError) as caught:
+        RunFolder.open(command, settings(folder, **others))
+    text = str(caught.value)
+    assert str(folder / "run") in text and "--output" in text and "\n" not in text
+    return text
+
+
+def last_event(run: RunFolder) -> dict[str, Any]:
+    return list(EventReader(run.path / "events.jsonl").read())[-1]
+
+
+def test_a_new_folder_says_what_runs_in_it(unicode_folder: Path) -> None:
+    run = begun(unicode_folder, seed=5)
+    about = read_json(run.path / "about.json")
+    assert about["command"] == "pretrain" and {"python", "torch", "numpy"} <= set(about["versions"])
+    assert load_settings(run.path / "run.yaml") == run.settings
+
+
+def test_the_same_settings_continue_a_run(tmp_path: Path) -> None:
+    began = read_json(begun(tmp_path, seed=1).path / "about.json")["began"]
+    again = RunFolder.open("pretrain", settings(tmp_path, seed=1, device="cpu", store=tmp_path / "elsewhere"))
+    assert read_json(again.path / "about.json")["began"] == began
+
+
+def test_a_tuple_given_again_is_the_same_setting(tmp_path: Path) -> None:
+    begun(tmp_path, plan={"spacing": (1, 2, 3)})
+    RunFolder.open("pretrain", settings(tmp_path, plan={"spacing": (1, 2, 3)}))
+
+
+def test_a_run_that_was_moved_is_continued(tmp_path: Path) -> None:
+    begun(tmp_path).path.rename(tmp_path / "moved")
+    RunFolder.open("pretrain", Run(output=str(tmp_path / "moved")))
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    begun(tmp_path, seed=1)
+    text = refused(tmp_path, seed=2, pretraining={"steps": 3}, device="cpu")
+    assert "pretraining.steps, seed" in text and "device" not in text
+
+
+def test_another_command_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path)
+    assert "the command (pretrain)" in refused(tmp_path, command="finetune")
+
+
+def test_an_attempt_that_made_nothing_is_not_in_the_way(tmp_path: Path) -> None:
+    first = RunFolder.open("pretrain", settings(tmp_path, seed=1))
+    with pytest.raises(DataError), first.at_work():
+        raise DataError("x", cure="y.")
+    second = RunFolder.open("finetune", settings(tmp_path, seed=2))
+    assert load_settings(second.path / "run.yaml").seed == 2
+    assert read_json(second.path / "about.json")["command"] == "finetune"
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.docx").write_text("x")
+    assert "holds no run" in refused(tmp_path)
+    assert os.listdir(tmp_path / "run") == ["thesis.docx"]
+
+
+def test_temporary_files_of_a_killed_process_are_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".tmp-12345678-run.yaml").write_text("see")
+    RunFolder.open("pretrain", settings(tmp_path))
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(DiskError, match="run: the run folder cannot be made"):
+        RunFolder.open("pretrain", settings(tmp_path))
+
+
+@pytest.mark.parametrize("made_something", [True, False])
+def test_a_folder_in_use_is_refused(tmp_path: Path, made_something: bool) -> None:
+    run = begun(tmp_path) if made_something else RunFolder.open("pretrain", settings(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        (run.path / "run.pid").write_text(f"{other.pid}\n")
+        assert f"process {other.pid} is working" in refused(tmp_path)
+        assert living_owner(run.path) == other.pid
+        other.communicate(b"\n")
+    assert living_owner(run.path) is None
+    RunFolder.open("pretrain", settings(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "9" * 30, "12.5", "\x00"])
+def test_a_pid_file_that_names_no_process_is_passed_over(tmp_path: Path, text: str) -> None:
+    run = begun(tmp_path)
+    (run.path / "run.pid").write_text(text)
+    assert living_owner(run.path) is None
+    RunFolder.open("pretrain", settings(tmp_path))
+
+
+def test_a_damaged_description_does_not_lock_the_run(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    for content in ("", "[]", "{}", '{"comm'):
+        (run.path / "about.json").write_text(content)
+        RunFolder.open("pretrain", settings(tmp_path))
+
+
+def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    assert run.result is None
+    with run.at_work() as events:
+        assert (run.path / "run.pid").read_text().strip() == str(os.getpid())
+        events.warning("one was odd")
+        run.finish({"a": 1})
+    assert last_event(run)["outcome"] == "finished"
+    assert run.result == {"a": 1, "warnings": ["one was odd"]}
+    assert not (run.path / "run.pid").exists() and (run.path / "heartbeat").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "words"),
+    [
+        (KeyboardInterrupt(), "stopped", "the same command continues it"),
+        (DataError("the scans are bad", cure="Mend them."), "failed", "the scans are bad. Mend them."),
+        (ZeroDivisionError("by zero"), "failed", "ZeroDivisionError: by zero"),
+        (SystemExit(3), "failed", "SystemExit: 3"),
+    ],
+)
+def test_the_last_event_says_how_it_ended(tmp_path: Path, error: BaseException, outcome: str, words: str) -> None:
+    run = begun(tmp_path)
+    with pytest.raises(type(error)), run.at_work():
+        raise error
+    assert last_event(run)["outcome"] == outcome and words in last_event(run)["message"]
+    assert not (run.path / "run.pid").exists() and run.result is None
+
+
+def test_no_room_for_the_last_event_does_not_hide_the_error(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+
+    def full(kind: str, **content: Any) -> None:
+        raise DiskError("events.jsonl: full", cure="Free some space.")
+
+    run.events.write = full  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError), run.at_work():
+        _ = 1 // 0
+
+
+def test_settings_survive_the_file(unicode_folder: Path) -> None:
+    strange = b"L\xe9ka\xf8".decode("utf-8", "surrogateescape")
+    run = make_run(
+        None,
+        {
+            "scans": unicode_folder / "no: #'\"\t yes",
+            "model": strange,
+            "labelled": "null",
+            "weights": "1e3",
+            "plan": {"spacing": [0.1, 1e-5, 3]},
+            "pretraining": {"learning_rate": 1e-30},
+        },
+    )
+    save_settings(unicode_folder / "run.yaml", run)
+    assert load_settings(unicode_folder / "run.yaml") == run
+
+
+def test_an_empty_file_of_settings_means_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("")
+    assert load_settings(tmp_path / "run.yaml") == Run()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"seed: [", b"\xff\xfe\x00", b"seeed: 3", b"- a", b"seed: many", b"text", b"!!python/object:os.x {}"],
+)
+def test_settings_that_cannot_be_read_end_in_one_line_naming_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(SettingsError, match="run.yaml") as caught:
+        load_settings(tmp_path / "run.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_begun_in_the_same_second_get_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HYBRIDMIM_WORKSPACE", str(tmp_path))
+    paths = [RunFolder.open("prepare", Run()).path for _ in range(3)]
+    assert len(set(paths)) == 3 and all(p.parent == tmp_path / "runs" for p in paths)
+    assert not new_path("prepare").exists()
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    write_json(run.path / "result.json", {"dice": float("nan")})
+    assert run.result == {"dice": None}
