@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, get_type_hints
 
 import HybridMIMLib
-from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict
+from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict, user_path
 from HybridMIMLib.errors import HybridMIMError, SettingsError
 from HybridMIMLib.files import read_json
 from HybridMIMLib.report import report
@@ -149,7 +149,7 @@ def _run(command: str, run: Run) -> int:
     run = run if run.output else make_run(run, {"output": str(new_path(command))})
     signal.signal(signal.SIGTERM, _stop)
     try:
-        with TerminalBar(Path(str(run.output)).expanduser() / "events.jsonl", sys.stderr):
+        with TerminalBar(user_path(str(run.output)) / "events.jsonl", sys.stderr):
             result = function(run)
     except KeyboardInterrupt:
         return _fail(f"stopped. The same command with --output {run.output} continues.", 130)

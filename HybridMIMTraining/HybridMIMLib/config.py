@@ -205,6 +205,8 @@ class SplitSettings:
         for name in ("unseen", "labelled", "unlabelled"):
             number = getattr(self, name)
             _require(number >= -1 and number != 0, f"split.{name} is {number}", "Give a number above 0, or -1.")
+        for name in ("labelled", "unlabelled"):
+            _require(getattr(self, name) != 1, f"split.{name} is 1", "Give 2 or more: one alone cannot be compared.")
 
 
 @dataclass
@@ -244,7 +246,7 @@ class Run:
         """
         value = getattr(self, name)
         _require(value is not None, f"--{name} is missing: {purpose}", f"Add --{name} PATH.")
-        return Path(value).expanduser()
+        return user_path(value)
 
 
 def to_dict(run: Run) -> dict[str, Any]:
@@ -300,7 +302,22 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
 
 def workspace() -> Path:
     """The folder in which runs are kept when no output is named."""
-    return Path(os.environ.get("HYBRIDMIM_WORKSPACE", Path.home() / "HybridMIM"))
+    return user_path(os.environ.get("HYBRIDMIM_WORKSPACE") or "~/HybridMIM")
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it, with ``~`` for the home folder.
+
+    Raises:
+        SettingsError: there is no such home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{text}: there is no such home folder",
+            cure="Write the whole path, or set HYBRIDMIM_WORKSPACE to a folder.",
+        ) from error
 
 
 def _build(kind: type, content: Any, prefix: str) -> Any:

@@ -25,10 +25,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.config import Run, differences, from_dict, to_dict, workspace
+from HybridMIMLib.config import Run, differences, from_dict, to_dict, user_path, workspace
 from HybridMIMLib.errors import DiskError, HybridMIMError, RunError, SettingsError
 from HybridMIMLib.events import Event, EventLog
-from HybridMIMLib.files import TEMPORARY, disk_errors, read_json, write_json, write_text
+from HybridMIMLib.files import TEMPORARY, disk_errors, make_folder, read_json, write_json, write_text
 
 PACKAGES = (
     "torch",
@@ -74,15 +74,9 @@ class RunFolder:
             RunError: the folder holds another run, other files, or a run at work.
             DiskError: it could not be made.
         """
-        path = Path(settings.output).expanduser() if settings.output else new_path(command)
+        path = user_path(settings.output) if settings.output else new_path(command)
         folder = cls(path, command, settings)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(
-                f"{path}: the run folder cannot be made ({error.strerror})",
-                cure="Choose another folder with --output.",
-            ) from error
+        make_folder(path)
         folder._check_what_is_there()
         if not (path / "run.yaml").exists():
             write_json(path / "about.json", describe_run(command))
@@ -93,12 +87,17 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """What the finished run made, or None while it is not finished."""
         file = self.path / "result.json"
-        return dict(read_json(file)) if file.exists() else None
+        try:
+            return dict(read_json(file)) if file.exists() else None
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{file}: is damaged ({error})", cure="Remove the file; the same command then finishes the run again."
+            ) from error
 
     @contextmanager
     def at_work(self) -> Iterator[EventLog]:
         """Hold the folder while working; the last event says how it ended, whatever happens."""
-        write_text(self.path / "run.pid", f"{os.getpid()}\n")
+        write_text(self.path / "run.pid", f"{os.getpid()} {_start_of(os.getpid())}\n")
         try:
             yield self.events
         except KeyboardInterrupt:
@@ -133,7 +132,8 @@ class RunFolder:
         if owner is not None and owner != os.getpid():
             raise RunError(
                 f"{self.path}: process {owner} is working on this run",
-                cure="Wait for it, stop it, or choose another folder with --output.",
+                cure="Wait for it, stop it, or choose another --output. If that process is something else, remove "
+                "the file run.pid there.",
             )
         if there <= _MADE_NOTHING:
             # An attempt that failed before it made anything, a wrong path say, must not be in the way.
@@ -197,10 +197,15 @@ def load_settings(path: Path) -> Run:
 def living_owner(path: Path) -> int | None:
     """Process number of whoever works on the run in ``path``, or None."""
     try:
-        number = int((path / "run.pid").read_text().strip())
+        first, *rest = (path / "run.pid").read_text().split()
+        number = int(first)
     except (OSError, ValueError):
         return None
-    return number if 0 < number < 2**31 and _is_alive(number) else None
+    if not (0 < number < 2**31 and _is_alive(number)):
+        return None
+    # After a kill or a reboot the number may have gone to another process, which began at another time.
+    began = _start_of(number)
+    return None if rest and began and rest[0] != began else number
 
 
 def versions() -> dict[str, str]:
@@ -230,6 +235,15 @@ def new_path(command: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     base = workspace() / "runs" / f"{command}-{stamp}"
     return next(p for n in range(1000) if not (p := base if n == 0 else base.with_name(f"{base.name}-{n}")).exists())
+
+
+def _start_of(number: int) -> str:
+    """When a process began, in the kernel's own count; empty where the system does not tell."""
+    try:
+        # The name in brackets may hold spaces; the fields after it are counted from the last bracket.
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def _is_alive(number: int) -> bool:

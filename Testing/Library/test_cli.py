@@ -188,3 +188,42 @@ def test_a_mistyped_path_is_not_in_the_way_of_the_right_one(blobs: Path, tmp_pat
     output = ["--output", tmp_path / "run", *tiny_options()]
     assert hybridmim("pretrain", "--unlabelled", tmp_path / "nowhere", *output).returncode == 1
     assert hybridmim("pretrain", "--unlabelled", blobs / "unlabelled", *output).returncode == 0
+
+
+def test_options_win_over_a_config_wherever_it_stands(tmp_path: Path) -> None:
+    save_settings(tmp_path / "run.yaml", make_run(None, {"seed": 7, "output": "there"}))
+    run = parse("pretrain", ["--seed=3", "--output", "here", "--config", str(tmp_path / "run.yaml")])
+    assert (run.seed, run.output) == (3, "here")
+
+
+def test_the_folder_of_another_command_is_not_taken_over_with_its_settings(tmp_path: Path) -> None:
+    save_settings(tmp_path / "run.yaml", make_run(None, {"seed": 7, "output": str(tmp_path)}))
+    (tmp_path / "about.json").write_text('{"command": "pretrain"}')
+    config = ["--config", str(tmp_path / "run.yaml")]
+    assert parse("pretrain", config).output == str(tmp_path)
+    assert parse("finetune", config).output is None
+    assert parse("finetune", [*config, "--output", "mine"]).output == "mine"
+
+
+def test_settings_that_the_weights_overrule_are_refused(blobs: Path, tmp_path: Path) -> None:
+    HybridMIMLib.pretrain(unlabelled=str(blobs / "unlabelled"), output=str(tmp_path / "pre"), **TINY)
+    call = {"labelled": str(blobs / "labelled"), "weights": str(tmp_path / "pre"), "output": str(tmp_path / "fine")}
+    for settings in ({"plan": {"crop": [24, 24, 24]}}, {"network": {"features": [8, 16]}}):
+        with pytest.raises(HybridMIMLib.HybridMIMError, match="trained with other values"):
+            HybridMIMLib.finetune(**call, **settings)
+    with pytest.raises(HybridMIMLib.HybridMIMError, match="no run folder of a finished pre-training"):
+        HybridMIMLib.finetune(**{**call, "weights": str(tmp_path)})
+
+
+def test_contrast_without_dropout_is_refused(blobs: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "network": {"features": [4, 8], "dropout": 0.0}}
+    with pytest.raises(HybridMIMLib.HybridMIMError, match="network.dropout is 0"):
+        HybridMIMLib.pretrain(unlabelled=str(blobs / "unlabelled"), output=str(tmp_path / "pre"), **settings)
+
+
+def test_a_path_that_the_terminal_cannot_print_does_not_end_a_finished_job(blobs: Path, unicode_folder: Path) -> None:
+    said = hybridmim(
+        "prepare", "--unlabelled", blobs / "unlabelled", "--output", unicode_folder / "p", *tiny_options(),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr

@@ -98,7 +98,7 @@ def test_temporary_files_of_a_killed_process_are_not_in_the_way(tmp_path: Path) 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
-    with pytest.raises(DiskError, match="run: the run folder cannot be made"):
+    with pytest.raises(DiskError, match="run: the folder cannot be made"):
         RunFolder.open("pretrain", settings(tmp_path))
 
 
@@ -133,7 +133,7 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
     run = begun(tmp_path)
     assert run.result is None
     with run.at_work() as events:
-        assert (run.path / "run.pid").read_text().strip() == str(os.getpid())
+        assert (run.path / "run.pid").read_text().split()[0] == str(os.getpid())
         events.warning("one was odd")
         run.finish({"a": 1})
     assert last_event(run)["outcome"] == "finished"
@@ -215,3 +215,17 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = begun(tmp_path)
     write_json(run.path / "result.json", {"dice": float("nan")})
     assert run.result == {"dice": None}
+
+
+def test_a_process_number_that_went_to_another_process_is_passed_over(tmp_path: Path) -> None:
+    """The parent process lives, but it did not begin when the run's owner did."""
+    (tmp_path / "run.pid").write_text(f"{os.getppid()} 1")
+    expected = None if Path(f"/proc/{os.getppid()}/stat").exists() else os.getppid()
+    assert living_owner(tmp_path) == expected
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    (run.path / "result.json").write_text("{")
+    with pytest.raises(RunError, match=r"result\.json: is damaged"):
+        _ = run.result

@@ -59,7 +59,8 @@ class CropSampler:
     def batch(self, step: int, size: int, device: torch.device, labels: bool = False) -> CropBatch:
         """The crops of a step, each of another case where there are enough."""
         order = random_stream(self.seed, self.purpose, step, "cases")
-        chosen = order.choice(len(self.cases), size, replace=size > len(self.cases))
+        # Fewer cases than samples come round as evenly as they can.
+        chosen = np.resize(order.permutation(len(self.cases)), size)
         cases = [self.cases[index] for index in chosen]
         places = [self._place(case, step, sample) for sample, case in enumerate(cases)]
         image = torch.stack([torch.from_numpy(_cut(case.image, at, self.crop)) for case, at in zip(cases, places)])

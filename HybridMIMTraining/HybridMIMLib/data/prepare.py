@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.config import Run, make_run
+from HybridMIMLib.config import Run, make_run, user_path
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.layouts import Dataset, open_dataset
 from HybridMIMLib.data.plan import Plan, make_plan
@@ -111,7 +111,7 @@ def prepare_folder(
 
 def store_of(run: Run, folder: Path) -> Path:
     """Where the prepared scans of a run lie."""
-    return Path(run.store).expanduser() if run.store else folder / "store"
+    return user_path(run.store) if run.store else folder / "store"
 
 
 def split(names: Sequence[str], held_out: int, seed: int) -> tuple[list[str], list[str]]:

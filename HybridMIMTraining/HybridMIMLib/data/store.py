@@ -32,7 +32,7 @@ from HybridMIMLib.data.resampling import resample_image, resample_labels, resamp
 from HybridMIMLib.data.survey import CaseFacts, canonical_grid, read_case
 from HybridMIMLib.errors import DiskError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import TEMPORARY, disk_errors, flush_to_disk, json_text, read_json
+from HybridMIMLib.files import TEMPORARY, disk_errors, flush_to_disk, json_text, make_folder, read_json
 from HybridMIMLib.randomness import random_stream
 
 STORE_FORMAT = 1
@@ -82,28 +82,31 @@ def prepare_store(
     Raises:
         DiskError: the disk is full; what was prepared so far stays and is used again.
     """
-    with disk_errors(store):
-        store.mkdir(parents=True, exist_ok=True)
+    make_folder(store)
     _remove_leftovers(store)
-    missing = [facts for facts in found if not (_folder(store, facts, plan, classes) / "case.json").exists()]
-    _check_room(missing, plan, store)
+    there = {facts.case.name: open_case(_folder(store, facts, plan, classes)) for facts in found}
+    _check_room([facts for facts in found if there[facts.case.name] is None], plan, store)
     phase = events.phase("prepare scans", len(found))
     prepared = []
     for done, facts in enumerate(found, 1):
-        folder = _folder(store, facts, plan, classes)
-        if not (folder / "case.json").exists():
-            _prepare_case(facts, plan, classes, folder)
-        prepared.append(open_case(folder))
+        case = there[facts.case.name]
+        prepared.append(case or _prepare_case(facts, plan, classes, _folder(store, facts, plan, classes)))
         phase.progress(done)
     return prepared
 
 
-def open_case(folder: Path) -> PreparedCase:
-    """A case that :func:`prepare_store` made."""
-    content = read_json(folder / "case.json")
-    return PreparedCase(
-        folder, content["name"], tuple(content["low"]), tuple(content["high"]), tuple(content["counts"])
-    )
+def open_case(folder: Path) -> PreparedCase | None:
+    """A case that :func:`prepare_store` made, or None where there is none or it is damaged."""
+    try:
+        content = read_json(folder / "case.json")
+        low, high, counts = (tuple(content[key]) for key in ("low", "high", "counts"))
+        case = PreparedCase(folder, str(content["name"]), low, high, counts)
+        fits = case.image.shape[1:] == tuple(content["shape"])
+        if counts:
+            fits = fits and case.label.shape == tuple(content["shape"]) and len(case.foreground) == sum(counts)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return case if fits else None
 
 
 def bring_to_plan(array: npt.NDArray[Any], grid: Grid, plan: Plan) -> tuple[npt.NDArray[np.float32], Grid]:
@@ -127,7 +130,7 @@ def _useful_range(channel: npt.NDArray[np.float32]) -> tuple[float, float]:
     return (low, high) if low < high else (low, low + max(abs(low), 1.0))
 
 
-def _prepare_case(facts: CaseFacts, plan: Plan, classes: Sequence[LabelClass], folder: Path) -> None:
+def _prepare_case(facts: CaseFacts, plan: Plan, classes: Sequence[LabelClass], folder: Path) -> PreparedCase:
     scan, label = read_case(facts.case)
     image, grid = bring_to_plan(scan.array, scan.grid, plan)
     ranges = intensity_range(image, plan)
@@ -148,6 +151,12 @@ def _prepare_case(facts: CaseFacts, plan: Plan, classes: Sequence[LabelClass], f
         arrays["label"] = resample_labels(_class_numbers(turned, classes), grid.shape)
         arrays["foreground"], content["counts"] = _foreground(arrays["label"], len(classes), facts.content)
     _write_case(folder, arrays, content)
+    case = open_case(folder)
+    if case is None:
+        raise DiskError(
+            f"{folder}: what was written cannot be read back", cure="Check the disk, or use another --store."
+        )
+    return case
 
 
 def _to_int16(
@@ -209,7 +218,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         os.replace(temporary, folder)
     except OSError:
         # A folder cannot be replaced: it may be whole, from another run that shares the store, or damaged.
-        if (folder / "case.json").exists():
+        if open_case(folder) is not None:
             return
         if not folder.exists():
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from HybridMIMLib.config import NetworkSettings, Run, make_run
+from HybridMIMLib.config import NetworkSettings, Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
 from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.patches import CropSampler
@@ -120,7 +120,7 @@ class _PretrainedWeights:
         """The weights that the run names, as run folder or as file, or None to start from scratch."""
         if run.weights is None:
             return None
-        path = Path(run.weights).expanduser()
+        path = user_path(run.weights)
         if path.is_dir() and not (path / WEIGHTS_FILE).exists():
             raise ModelError(
                 f"{path}: is no run folder of a finished pre-training",

@@ -355,3 +355,21 @@ def test_real_scans_keep_their_intensities(shared_data: Path, tmp_path: Path) ->
         got = np.clip((case.image[0] - case.low[0]) / (case.high[0] - case.low[0]), 0, 1)
         assert 0.02 < got.mean() < 0.8 and got.std() > 0.05
         assert sum(case.counts) > 0
+
+
+@pytest.mark.parametrize("spoil", ["case.json", "image.npy", "label.npy", "foreground.npy"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_damaged_case_is_prepared_again(blobs: Path, tmp_path: Path, spoil: str, how: str) -> None:
+    from HybridMIMLib.config import make_run
+    from HybridMIMLib.data.prepare import prepare_folder
+
+    run = make_run(None, {"labelled": str(blobs / "labelled")})
+    whole = prepare_folder(run, "labelled", tmp_path, EventLog())
+    file = whole.cases[1].folder / spoil
+    content = file.read_bytes()
+    if how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.unlink()
+    assert prepare_folder(run, "labelled", tmp_path, EventLog()).cases == whole.cases
+    assert file.read_bytes() == content

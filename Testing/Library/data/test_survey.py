@@ -195,3 +195,13 @@ def test_real_scans_are_surveyed(shared_data: Path) -> None:
     found = survey(cases, events)
     assert len(found) == 5 and not [text for text in events.warnings if "skipped" in text]
     assert all(f.labels == {1, 2} for f in found[:4]) and found[4].labels == {1}
+
+
+def test_a_copy_under_another_name_is_named_and_passed_over(tmp_path: Path) -> None:
+    from conftest import write_blobs
+
+    folder = write_blobs(tmp_path, 2, labelled=False)
+    (folder / "images" / "copy.nii.gz").write_bytes((folder / "images" / "blob_1.nii.gz").read_bytes())
+    events = EventLog()
+    found = survey(open_dataset(folder, labelled=False).cases, events)
+    assert len(found) == 2 and "copy" in events.warnings[0] and "blob_1" in events.warnings[0]

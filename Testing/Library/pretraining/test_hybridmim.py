@@ -525,3 +525,24 @@ def test_keys_given_outside_do_not_leak_in(batch: MaskedBatch) -> None:
     expected = value(model.losses(batch))
     with dropout_keys([9, 9, 9]):
         assert value(model.losses(batch)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_crops_of_one_patient_are_no_negatives_of_each_other() -> None:
+    torch.manual_seed(3)
+    one, other = torch.randn(3, 5), torch.randn(3, 5)
+    views = torch.nn.functional.normalize(torch.cat([one, other]), dim=1)
+    patients = [0, 1, 0]
+    expected = 0.0
+    for i in range(6):
+        partner = (i + 3) % 6
+        allowed = [j for j in range(6) if patients[j % 3] != patients[i % 3] or j == partner]
+        logits = torch.stack([views[i] @ views[j] / 0.5 for j in allowed])
+        expected -= float(logits.log_softmax(0)[allowed.index(partner)]) / 6
+    assert nt_xent(one, other, 0.5, torch.tensor(patients)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_of_one_patient_has_no_contrast_and_no_nan() -> None:
+    one = torch.randn(3, 5, requires_grad=True)
+    loss = nt_xent(one, torch.randn(3, 5), 0.5, torch.zeros(3, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6) and bool(torch.isfinite(one.grad).all())
