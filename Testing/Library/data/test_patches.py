@@ -33,7 +33,7 @@ def stored(
         np.save(folder / name / "label.npy", label.astype(np.uint8))
         np.save(folder / name / "foreground.npy", np.concatenate(places))
         counts = tuple(len(p) for p in places)
-    content = {"name": name, "low": [0.0], "high": [float(image.max())], "counts": counts}
+    content = {"name": name, "shape": shape, "low": [0.0], "high": [float(image.max())], "counts": counts}
     write_json(folder / name / "case.json", content)
     return PreparedCase(folder / name, name, (0.0,), (float(image.max()),), counts)
 
