@@ -26,7 +26,7 @@ Triple = list[int]
 
 DEMO_DEFAULTS: dict[str, Any] = {
     "pretraining": {"steps": 120},
-    "finetuning": {"steps": 320, "validate_every": 80},
+    "finetuning": {"steps": 340, "validate_every": 85},
 }
 """Where the demo differs from a real run: short enough for two cores."""
 

@@ -25,7 +25,7 @@ from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.randomness import random_stream
 from HybridMIMLib.runs import RunFolder
 
-SYNTHETIC = {"unlabelled": 16, "labelled": 10, "unseen": 4}
+SYNTHETIC = {"unlabelled": 16, "labelled": 12, "unseen": 4}
 SYNTHETIC_CROP = [48, 32, 32]
 SYNTHETIC_WINDOW = [-300.0, 400.0]
 """HU; soft tissue and bone, as one would set it for these organs."""
