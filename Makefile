@@ -7,16 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUTPUT ?= hybridmim-demo
 
-.PHONY: demo test test-slow bench lint format types setup clean
+.PHONY: demo test bench lint format types setup clean
 
 demo: $(READY)
 	$(BIN)/python -m HybridMIMLib demo --output "$(DEMO_OUTPUT)"
 
 test: lint types
 	$(BIN)/python -m pytest
-
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
 
 bench: $(READY)
 	$(BIN)/python Testing/Benchmarks/first_way.py

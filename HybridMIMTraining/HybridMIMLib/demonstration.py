@@ -23,7 +23,7 @@ from HybridMIMLib.errors import DataError, RunError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.randomness import random_stream
-from HybridMIMLib.runs import RunFolder
+from HybridMIMLib.runs import carry_out, keep_inputs
 
 SYNTHETIC = {"unlabelled": 16, "labelled": 12, "unseen": 4}
 SYNTHETIC_CROP = [48, 32, 32]
@@ -56,12 +56,7 @@ def demo(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     if bool(run.unlabelled) != bool(run.labelled):
         missing = "labelled" if run.unlabelled else "unlabelled"
         run.folder(missing, "the demo needs both folders, or none for synthetic scans")
-    folder = RunFolder.open("demo", run)
-    if folder.result is not None:
-        folder.events.message(f"already finished; remove {folder.path} to compute it anew")
-        return folder.result
-    with folder.at_work() as events:
-        return folder.finish(_Demo(run, folder.path, events).run())
+    return carry_out("demo", run, lambda folder, events: _Demo(run, folder, events).run())
 
 
 class _Demo:
@@ -132,19 +127,9 @@ class _Demo:
         )
 
     def _keep_split(self, shares: Shares) -> None:
-        """Write down who serves what; a demo that goes on must go on with the same scans.
-
-        Were the split drawn anew after a scan was added, one that was trained on could come out as unseen.
-        """
         kinds = ("unlabelled", "labelled", "unseen")
         split = {kind: {c.name: content_hash(c.images) for c in getattr(shares, kind).cases} for kind in kinds}
-        file = self.folder / "split.json"
-        if file.exists() and read_json(file) != split:
-            raise RunError(
-                f"{self.folder}: the scans have changed since this demo began",
-                cure="Put them back to continue it, or choose another --output.",
-            )
-        write_json(file, split)
+        keep_inputs(self.folder / "split.json", split)
 
     def _segment(self, model: Path, unseen: Dataset, path: Path) -> dict[str, Any]:
         from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice

@@ -18,7 +18,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
@@ -49,7 +49,8 @@ PACKAGES = (
 # What may differ when a run is continued: where it lies and what it is computed on.
 _MAY_DIFFER = {"output", "store", "device"}
 
-_MADE_NOTHING = {"run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "plan.json", "split.json", "store"}
+_INPUTS = ("split.json", "scans.json")
+_MADE_NOTHING = {"run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "plan.json", "store", *_INPUTS}
 """What a run folder holds before there is anything to continue from; the store fits by itself or is made anew."""
 
 
@@ -137,7 +138,8 @@ class RunFolder:
             )
         if there <= _MADE_NOTHING:
             # An attempt that failed before it made anything, a wrong path say, must not be in the way.
-            (self.path / "run.yaml").unlink(missing_ok=True)
+            for name in ("run.yaml", *_INPUTS):
+                (self.path / name).unlink(missing_ok=True)
         if (self.path / "run.yaml").exists():
             self._check_same_run()
 
@@ -167,6 +169,41 @@ class RunFolder:
         except DiskError:
             # The error that ended the run matters more than that its last line found no room.
             pass
+
+
+def carry_out(command: str, settings: Run, work: Callable[[Path, EventLog], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work of a command in its run folder, or hand back what it made when it is finished already.
+
+    Args:
+        command: its name.
+        settings: of the run; ``output`` names the folder.
+        work: gets the folder and the log; what it returns is kept as ``result.json``.
+
+    Raises:
+        RunError, DiskError: the folder cannot be used; see :meth:`RunFolder.open`.
+    """
+    folder = RunFolder.open(command, settings)
+    if folder.result is not None:
+        folder.events.message(f"finished before; remove {folder.path} to compute it anew")
+        return folder.result
+    with folder.at_work() as events:
+        return folder.finish(work(folder.path, events))
+
+
+def keep_inputs(file: Path, inputs: Mapping[str, Any]) -> None:
+    """Write down which scans serve what, by content; a run that goes on must go on with the same ones.
+
+    Were the scans shared out anew after one was added, one that was trained on could come out as unseen.
+
+    Raises:
+        RunError: the run began with others.
+    """
+    if file.exists() and read_json(file) != inputs:
+        raise RunError(
+            f"{file.parent}: the scans have changed since this run began",
+            cure="Put them back to continue it, or choose another --output.",
+        )
+    write_json(file, inputs)
 
 
 def save_settings(path: Path, settings: Run) -> None:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import TINY, hybridmim, tiny_options
+from conftest import TINY, hybridmim, tiny_options, write_blobs
 
 from HybridMIMLib import finetune, pretrain
 from HybridMIMLib.errors import RunError
@@ -89,3 +91,16 @@ def test_the_seed_decides(blobs: Path, tmp_path: Path) -> None:
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize(("command", "folder"), [(pretrain, "unlabelled"), (finetune, "labelled")])
+def test_a_run_does_not_go_on_with_other_scans(
+    tmp_path: Path, command: Callable[..., dict[str, Any]], folder: str
+) -> None:
+    scans = write_blobs(tmp_path / "scans", 5, labelled=True)
+    settings = {folder: str(scans), "output": str(tmp_path / "run"), **TINY}
+    command(**settings)
+    (tmp_path / "run" / "result.json").unlink()
+    write_blobs(scans, 6, labelled=True)
+    with pytest.raises(RunError, match="scans have changed"):
+        command(**settings)

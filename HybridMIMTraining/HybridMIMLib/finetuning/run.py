@@ -20,7 +20,6 @@ from HybridMIMLib.data.survey import CaseFacts, read_case
 from HybridMIMLib.errors import DataError, ModelError, SettingsError
 from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import write_json
 from HybridMIMLib.finetuning.loss import segmentation_losses, set_initial_shares
 from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import ModelPackage
@@ -29,7 +28,7 @@ from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.pretraining.run import WEIGHTS_FILE
 from HybridMIMLib.randomness import stream_key
-from HybridMIMLib.runs import RunFolder
+from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
 from HybridMIMLib.weights import load_weights, save_weights, transfer
 
@@ -52,12 +51,7 @@ def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     """
     run = make_run(run, settings)
     run.folder("labelled", "the folder of labelled scans")
-    folder = RunFolder.open("finetune", run)
-    if folder.result is not None:
-        folder.events.message(f"already finished: {folder.path}")
-        return folder.result
-    with folder.at_work() as events:
-        return folder.finish(run_finetuning(run, folder.path, events))
+    return carry_out("finetune", run, lambda folder, events: run_finetuning(run, folder, events))
 
 
 def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
@@ -75,7 +69,11 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     loaded = start.transfer_to(network) if start else "from scratch"
     events.message(loaded)
     training, validation = _split_cases(run, prepared)
-    write_json(folder / "split.json", {"training": training, "validation": validation})
+    contents = {facts.case.name: facts.content for facts in prepared.facts}
+    shares = {"training": training, "validation": validation}
+    keep_inputs(
+        folder / "split.json", {kind: {name: contents[name] for name in names} for kind, names in shares.items()}
+    )
     trainer = _Finetuning(run, prepared, network, training, validation, folder, events, device)
     memory = trainer.train()
     package = ModelPackage(

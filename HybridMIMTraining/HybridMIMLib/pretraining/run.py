@@ -22,7 +22,7 @@ from HybridMIMLib.networks.interface import Box
 from HybridMIMLib.pretraining.hybridmim import HybridMIM, MaskedBatch
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple, draw_box, draw_mask, whole_patches
 from HybridMIMLib.randomness import random_stream, stream_key
-from HybridMIMLib.runs import RunFolder
+from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
 from HybridMIMLib.weights import save_weights
 
@@ -44,18 +44,14 @@ def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     """
     run = make_run(run, settings)
     run.folder("unlabelled", "the folder of scans to pre-train on")
-    folder = RunFolder.open("pretrain", run)
-    if folder.result is not None:
-        folder.events.message(f"already finished: {folder.path}")
-        return folder.result
-    with folder.at_work() as events:
-        return folder.finish(run_pretraining(run, folder.path, events))
+    return carry_out("pretrain", run, lambda folder, events: run_pretraining(run, folder, events))
 
 
 def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
     """Prepare, train, write the weights; see :func:`pretrain`. ``dataset`` names a part of the folder's scans."""
     device = choose_device(run.device)
     prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
+    keep_inputs(folder / "scans.json", {facts.case.name: facts.content for facts in prepared.facts})
     _check_patches_fit(run, prepared, events)
     objective = _objective(run, prepared).to(device)
     batches = MaskedBatches(prepared, objective, run, device)
