@@ -63,6 +63,8 @@ def read_scene(path: Path) -> HeadlessScene:
         DiskError: the file is missing or is no scene.
     """
     held = headless_scene()
+    # A relative path is taken as relative to the scene's own root folder, which is not where the user is.
+    path = path.absolute()
     is_bundle = path.suffix.lower() == ".mrb"
     if not path.is_file() or not (_read_bundle(held, path) if is_bundle else _read_mrml(held, path)):
         raise DiskError(f"{path}: not a scene that Slicer can read", cure="Write the scene again.")
@@ -95,6 +97,7 @@ def write_scene(scene: Scene, path: Path) -> None:
     """
     if path.suffix.lower() != ".mrb":
         raise DiskError(f"{path}: scenes are written as .mrb", cure="End the name with .mrb.")
+    path = path.absolute()
     with _storage_kept(scene):
         _write_whole(path, lambda temporary: bool(scene.WriteToMRB(str(temporary))))
 

@@ -148,3 +148,15 @@ def test_wrong_names_and_missing_files(held: HeadlessScene, tmp_path: Path) -> N
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DiskError, match=r"scene\.mrb"):
         write_scene(held.scene, tmp_path / "file" / "scene.mrb")
+
+
+def test_relative_paths_are_where_the_user_is(
+    held: HeadlessScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    write_scene(held.scene, Path("below") / "scene.mrb")
+    write_segmentation(held.scene.GetFirstNodeByName("result"), Path("result.seg.nrrd"))
+    assert (tmp_path / "result.seg.nrrd").stat().st_size > 0
+    read = read_scene(Path("below") / "scene.mrb")
+    _check_segments(read.scene.GetFirstNodeByName("result"), read.scene.GetFirstNodeByName("scan"))
