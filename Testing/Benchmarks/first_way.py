@@ -44,7 +44,7 @@ def demo(name: str, folder: Path, *options: str) -> None:
 def main() -> None:
     """Print every row, for each seed asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     seeds = parser.parse_args().seeds
     print(f"demo --help: {help_seconds():.2f} s", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
