@@ -13,8 +13,8 @@ from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid, from_canonical, to_canonical
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.data.resampling import labels_from_scores, resample_image, resampled_grid
-from HybridMIMLib.data.store import intensity_range
+from HybridMIMLib.data.resampling import labels_from_scores
+from HybridMIMLib.data.store import bring_to_plan, intensity_range
 from HybridMIMLib.errors import DataError
 
 Labels = npt.NDArray[np.integer[Any]]
@@ -69,7 +69,7 @@ class Predictor:
 
     def _input(self, turned: npt.NDArray[Any], grid: Grid) -> Tensor:
         """The scan (C, D, H, W) at the plan's spacing, intensities from 0 to 1, as training saw it."""
-        image = resample_image(turned.astype(np.float32), resampled_grid(grid, self.plan.spacing).shape)
+        image, _ = bring_to_plan(turned, grid, self.plan)
         ranges = np.array(intensity_range(image, self.plan), dtype=np.float32)
         low, high = ranges[:, 0, None, None, None], ranges[:, 1, None, None, None]
         return torch.from_numpy(np.clip((image - low) / (high - low), 0, 1))
