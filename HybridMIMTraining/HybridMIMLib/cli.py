@@ -174,22 +174,21 @@ def _parser(command: str) -> Any:
         formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="settings as YAML, such as the run.yaml of a run")
-    _add_options(parser, Run, to_dict(_defaults(command)), "", about.options)
+    _add_options(parser, to_dict(_defaults(command)), about.options)
     return parser
 
 
-def _add_options(parser: Any, kind: type, defaults: dict[str, Any], prefix: str, shown: Sequence[str]) -> None:
-    hints = get_type_hints(kind)
-    for one in dataclasses.fields(kind):
-        visible = bool(prefix) or one.name in shown
-        if dataclasses.is_dataclass(hints[one.name]):
-            group = parser.add_argument_group(one.metadata["help"] if visible else None)
-            inner = tuple(f.name for f in dataclasses.fields(hints[one.name])) if visible else ()
-            for field in dataclasses.fields(hints[one.name]):
-                _add_option(group, field, get_type_hints(hints[one.name])[field.name],
-                            defaults[one.name][field.name], f"{one.name}.", field.name in inner)  # fmt: skip
-        else:
-            _add_option(parser, one, hints[one.name], defaults[one.name], "", visible)
+def _add_options(parser: Any, defaults: dict[str, Any], shown: Sequence[str]) -> None:
+    """Every setting as an option, those of a section as ``--section.name``; help for the fields in ``shown``."""
+    hints = get_type_hints(Run)
+    for one in dataclasses.fields(Run):
+        kind, visible = hints[one.name], one.name in shown
+        if not dataclasses.is_dataclass(kind):
+            _add_option(parser, one, kind, defaults[one.name], "", visible)
+            continue
+        group, inner = parser.add_argument_group(one.metadata["help"] if visible else None), get_type_hints(kind)
+        for part in dataclasses.fields(kind):
+            _add_option(group, part, inner[part.name], defaults[one.name][part.name], f"{one.name}.", visible)
 
 
 def _add_option(group: Any, one: Any, hint: Any, default: Any, prefix: str, visible: bool) -> None:
@@ -224,11 +223,12 @@ def _explain(text: str) -> str:
         return text.replace('Parser key "config": ', "--config: ").replace(
             "unrecognized arguments", "unknown options"
         )
+    # A list names the kind of its parts too, so it is looked for first.
     kinds = {
+        "list": "a list such as [1, 2, 3]",
         "bool": "true or false",
         "int": "a whole number",
         "float": "a number",
-        "list": "a list such as [1, 2, 3]",
     }
     wanted = next((words for kind, words in kinds.items() if re.search(rf"\b{kind}\b", text, re.IGNORECASE)), "")
     if choices := re.search(r"(?:Literal|one of|choose from) ?[\[(]?([^\])\n]+)", text):

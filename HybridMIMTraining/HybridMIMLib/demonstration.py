@@ -6,7 +6,6 @@ offline. The MRML part runs in a process of its own, as it does beside Slicer: n
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -29,6 +28,8 @@ SYNTHETIC = {"unlabelled": 16, "labelled": 12, "unseen": 4}
 SYNTHETIC_CROP = [48, 32, 32]
 SYNTHETIC_WINDOW = [-300.0, 400.0]
 """HU; soft tissue and bone, as one would set it for these organs."""
+
+_SHOWN = ("segmentation", "scene", "picture")
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,12 @@ class _Demo:
         except RunError as error:
             self.events.warning(f"skipped: {error}")
             return {}
-        return {kind: str(self.folder / shown[kind]) for kind in ("segmentation", "scene", "picture")}
+        return {kind: str(self.folder / shown[kind]) for kind in _SHOWN}
 
     def _show(self, segmented: dict[str, Any], shares: Shares, path: Path) -> dict[str, Any]:
         name = typical_case(segmented["cases"])
         case = next(case for case in shares.unseen.cases if case.name == name)
-        job = {
+        job: dict[str, Any] = {
             "scan": str(case.images[0]),
             "labels": str(self.folder / segmented["labels"][name]),
             "reference": str(case.label),
@@ -186,10 +187,7 @@ class _Demo:
             why = said[-1].removeprefix("error: ")
             raise RunError(f"the scene of {name} could not be made: {why}", cure="See README, Troubleshooting.")
         phase.progress(1)
-        shown = json.loads(child.stdout.decode("utf-8").strip().splitlines()[-1])
-        return {
-            kind: str(Path(shown[kind]).relative_to(path.parent)) for kind in ("segmentation", "scene", "picture")
-        }
+        return {kind: str(Path(job[kind]).relative_to(self.folder)) for kind in _SHOWN}
 
 
 def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
@@ -203,17 +201,19 @@ def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
         DataError: there are fewer scans than asked for.
     """
     wanted, seed = run.split, run.seed
+    # Both may be one folder: each file is read once.
+    files = {case.images for dataset in (labelled, unlabelled) for case in dataset.cases}
+    hashes = {images: content_hash(images) for images in files}
     order = [labelled.cases[i] for i in random_stream(seed, "unseen").permutation(len(labelled.cases))]
     count = wanted.unseen if wanted.unseen > 0 else max(len(order) // 4, 1)
     unseen = order[:count]
-    kept_out = {content_hash(case.images) for case in unseen}
-    rest = [case for case in order[count:] if content_hash(case.images) not in kept_out]
+    kept_out = {hashes[case.images] for case in unseen}
+    rest = [case for case in order[count:] if hashes[case.images] not in kept_out]
     to_label = _take(rest, wanted.labelled, labelled.root, "labelled", at_least=2)
-    fine_tuned = {content_hash(case.images) for case in to_label}
+    fine_tuned = {hashes[case.images] for case in to_label}
     mixed = [unlabelled.cases[i] for i in random_stream(seed, "unlabelled").permutation(len(unlabelled.cases))]
-    hashes = {case.name: content_hash(case.images) for case in mixed}
-    free = [case for case in mixed if hashes[case.name] not in kept_out]
-    free.sort(key=lambda case: hashes[case.name] in fine_tuned)
+    free = [case for case in mixed if hashes[case.images] not in kept_out]
+    free.sort(key=lambda case: hashes[case.images] in fine_tuned)
     to_pretrain = _take(free, wanted.unlabelled, unlabelled.root, "unlabelled", at_least=2)
     return Shares(_part(unlabelled, to_pretrain), _part(labelled, to_label), _part(labelled, unseen), synthetic=False)
 

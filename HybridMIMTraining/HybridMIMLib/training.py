@@ -60,7 +60,6 @@ class TrainingLoop:
         module: what is trained.
         losses: step → losses by name; their sum is minimised.
         schedule: steps and learning rate.
-        device: where the module lies.
         checkpoint: file to continue from; written every ``checkpoint_every`` steps.
         validate: step → metrics, called every ``validate_every`` steps and at the end; 0 = never.
         memory: numbers that the validation keeps, such as the best score; saved with the checkpoint.
