@@ -5,6 +5,8 @@
     >>> finetune(labelled="cases", weights="pretrained", output="finetuned")       # doctest: +SKIP
     >>> segment(scans="new", model="finetuned/model", output="segmented")          # doctest: +SKIP
 
+``train`` does the first two in one run.
+
 Functions are loaded when they are first used: importing this package loads neither torch nor monai.
 """
 
@@ -19,6 +21,7 @@ _HOMES = {
     "prepare": "HybridMIMLib.data.prepare",
     "pretrain": "HybridMIMLib.pretraining.run",
     "finetune": "HybridMIMLib.finetuning.run",
+    "train": "HybridMIMLib.stages",
     "segment": "HybridMIMLib.inference.run",
     "demo": "HybridMIMLib.demonstration",
     "info": "HybridMIMLib.information",

@@ -49,8 +49,15 @@ COMMANDS = {
     ),
     "finetune": Command(
         "learn to segment from a few labelled scans",
-        ("labelled", "weights", "output", "store", "seed", "device", "plan", "network", "finetuning", "inference"),
+        ("labelled", "weights", "name", "output", "store", "seed", "device", "plan", "network",
+         "finetuning", "inference"),
         "finetune --labelled CASES --weights PRETRAINED --output FINETUNED",
+    ),
+    "train": Command(
+        "pre-train and then fine-tune, in one run",
+        ("unlabelled", "labelled", "weights", "name", "output", "store", "seed", "device", "plan", "network",
+         "pretraining", "finetuning", "inference"),
+        "train --unlabelled SCANS --labelled CASES --output TRAINED",
     ),
     "segment": Command(
         "segment scans with a trained model",
@@ -59,7 +66,7 @@ COMMANDS = {
     ),
     "demo": Command(
         "the whole way, on synthetic scans or on your folders",
-        ("unlabelled", "labelled", "output", "store", "seed", "device", "split", "plan", "network",
+        ("unlabelled", "labelled", "name", "output", "store", "seed", "device", "split", "plan", "network",
          "pretraining", "finetuning", "inference"),
         "demo --unlabelled SCANS --labelled CASES --output DEMO",
     ),

@@ -218,6 +218,7 @@ class Run:
     scans: Optional[str] = setting(None, "scan, or folder of scans, to segment")
     model: Optional[str] = setting(None, "model package (folder) to segment with")
     weights: Optional[str] = setting(None, "run folder of a pre-training to start from; without: from scratch")
+    name: Optional[str] = setting(None, "what the model is called; without: the name of the labelled folder")
     output: Optional[str] = setting(None, "run folder to write to; without: a new one where runs are kept")
     store: Optional[str] = setting(None, "folder for prepared scans, shared by runs; without: in the run folder")
     seed: int = setting(0, "number from which every random draw follows")
@@ -231,6 +232,9 @@ class Run:
 
     def __post_init__(self) -> None:
         _check_types("", self)
+        _require(
+            self.name is None or is_name(self.name), f"name is {self.name!r}", "Give one line that is not blank."
+        )
         _require(self.seed >= 0, f"seed is {self.seed}", "Give a whole number from 0.")
         _require(
             re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", self.device) is not None,
@@ -318,6 +322,11 @@ def user_path(text: str) -> Path:
             f"{text}: there is no such home folder",
             cure="Write the whole path, or set HYBRIDMIM_WORKSPACE to a folder.",
         ) from error
+
+
+def is_name(text: str) -> bool:
+    """Whether text can name a model or a class where people read it: one line, and not blank."""
+    return bool(text.strip()) and text.splitlines() == [text]
 
 
 def _build(kind: type, content: Any, prefix: str) -> Any:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,16 @@ from HybridMIMLib.data.phantom import write_phantoms
 from HybridMIMLib.data.survey import content_hash
 from HybridMIMLib.errors import DataError, RunError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.files import write_json
 from HybridMIMLib.randomness import random_stream
 from HybridMIMLib.runs import carry_out, keep_inputs
+from HybridMIMLib.stages import Stages
 
 SYNTHETIC = {"unlabelled": 16, "labelled": 12, "unseen": 4}
 SYNTHETIC_CROP = [48, 32, 32]
 SYNTHETIC_WINDOW = [-300.0, 400.0]
 """HU; soft tissue and bone, as one would set it for these organs."""
+SYNTHETIC_NAME = "Synthetic phantoms"
 
 _SHOWN = ("segmentation", "scene", "picture")
 
@@ -61,55 +62,30 @@ def demo(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
 
 class _Demo:
-    """The stages of one demo, each in a subfolder, with what they took."""
+    """The stages of one demo: those of a training, and what follows it."""
 
     def __init__(self, run: Run, folder: Path, events: EventLog) -> None:
-        self.folder, self.events = folder, events
-        self.run_settings = replace(run, store=run.store or str(folder / "store"))
-        self.seconds: dict[str, float] = {}
+        self.folder, self.events, self.run_settings = folder, events, run
+        self.stages = Stages(folder, events)
 
     def run(self) -> dict[str, Any]:
         shares = self._shares()
         self._keep_split(shares)
-        run = self.run_settings
-        if shares.synthetic and run.plan == PlanSettings():
-            run = replace(run, plan=PlanSettings(crop=SYNTHETIC_CROP, window=SYNTHETIC_WINDOW))
-        # Imported late: torch takes seconds, and a wrong folder should be told before them.
-        from HybridMIMLib.finetuning.run import run_finetuning
-        from HybridMIMLib.pretraining.run import run_pretraining
-
-        run = replace(run, unlabelled=str(shares.unlabelled.root), labelled=str(shares.labelled.root))
-        pretrained = self._stage(
-            "pre-training", lambda path: run_pretraining(run, path, self.events, shares.unlabelled)
-        )
-        run = replace(run, weights=str(self.folder / "pre-training"))
-        finetuned = self._stage("fine-tuning", lambda path: run_finetuning(run, path, self.events, shares.labelled))
-        model = self.folder / "fine-tuning" / "model"
-        segmented = self._stage("segmentation", lambda path: self._segment(model, shares.unseen, path))
+        run = for_phantoms(self.run_settings) if shares.synthetic else self.run_settings
+        learnt = self.stages.learn(run, shares.unlabelled, shares.labelled)
+        model = Path(learnt["model"])
+        segmented = self.stages.do("segmentation", lambda path: self._segment(model, shares.unseen, path))
         shown = self._scene(segmented, shares)
         return {
             "synthetic": shares.synthetic,
             "scans": {name: len(getattr(shares, name).cases) for name in ("unlabelled", "labelled", "unseen")},
             "dice": segmented["dice"],
             "cases": segmented["cases"],
-            "accuracies": pretrained["accuracies"],
-            "loaded": finetuned["loaded"],
-            "seconds": self.seconds,
+            "accuracies": learnt["accuracies"],
+            "loaded": learnt["loaded"],
+            "seconds": self.stages.seconds,
             "files": {"model": str(model), "labels": str(self.folder / "segmentation" / "labels"), **shown},
         }
-
-    def _stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Do a stage, or take what it made when an earlier, interrupted demo finished it."""
-        path = self.folder / name
-        path.mkdir(exist_ok=True)
-        done = path / "result.json"
-        if not done.exists():
-            began = time.monotonic()
-            result = work(path)
-            write_json(done, {**result, "seconds": round(time.monotonic() - began, 1)})
-        result = dict(read_json(done))
-        self.seconds[name] = result["seconds"]
-        return result
 
     def _shares(self) -> Shares:
         run = self.run_settings
@@ -156,7 +132,7 @@ class _Demo:
     def _scene(self, segmented: dict[str, Any], shares: Shares) -> dict[str, str]:
         """Scene and picture. A machine that cannot draw has still trained and segmented: that is not thrown away."""
         try:
-            shown = self._stage("scene", lambda path: self._show(segmented, shares, path))
+            shown = self.stages.do("scene", lambda path: self._show(segmented, shares, path))
         except RunError as error:
             self.events.warning(f"skipped: {error}")
             return {}
@@ -188,6 +164,12 @@ class _Demo:
             raise RunError(f"the scene of {name} could not be made: {why}", cure="See README, Troubleshooting.")
         phase.progress(1)
         return {kind: str(Path(job[kind]).relative_to(self.folder)) for kind in _SHOWN}
+
+
+def for_phantoms(run: Run) -> Run:
+    """What suits the phantoms, where the user did not say otherwise."""
+    plan = PlanSettings(crop=SYNTHETIC_CROP, window=SYNTHETIC_WINDOW)
+    return replace(run, plan=plan if run.plan == PlanSettings() else run.plan, name=run.name or SYNTHETIC_NAME)
 
 
 def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:

@@ -137,3 +137,10 @@ class EventReader:
                     continue
                 if isinstance(event, dict):
                     yield event
+
+
+def duration(seconds: float) -> str:
+    """``m:ss``, or ``h:mm:ss`` from an hour on."""
+    moment = time.gmtime(max(round(seconds), 0))
+    hours = int(max(round(seconds), 0) // 3600)
+    return f"{hours}:{moment.tm_min:02}:{moment.tm_sec:02}" if hours else f"{moment.tm_min}:{moment.tm_sec:02}"

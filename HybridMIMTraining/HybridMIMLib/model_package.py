@@ -16,16 +16,13 @@ from typing import Any
 
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.model_description import FORMAT, METADATA, WEIGHTS, damaged, read_description
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.errors import HybridMIMError, ModelError
-from HybridMIMLib.files import TEMPORARY, disk_errors, read_json, write_json
+from HybridMIMLib.errors import HybridMIMError
+from HybridMIMLib.files import TEMPORARY, disk_errors, write_json
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.runs import versions
 from HybridMIMLib.weights import load_weights, save_weights, transfer
-
-FORMAT = 1
-METADATA = Path("configs") / "metadata.json"
-WEIGHTS = Path("models") / "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class ModelPackage:
         plan: how scans are brought to the form it was trained on.
         classes: what its outputs mean; output 0 is background.
         provenance: how it was made, and how well it did.
+        name: what it is called.
     """
 
     network: SegmentationNetwork
@@ -45,6 +43,7 @@ class ModelPackage:
     plan: Plan
     classes: tuple[LabelClass, ...]
     provenance: dict[str, Any]
+    name: str
 
     def save(self, folder: Path) -> None:
         """Write the package; an earlier one in the folder is replaced when the new one is whole.
@@ -67,6 +66,7 @@ class ModelPackage:
         names = {"0": "background", **{str(n): c.name for n, c in enumerate(self.classes, 1)}}
         shape = list(self.plan.crop)
         return {
+            "name": self.name,
             "version": "0.1.0",
             "changelog": {"0.1.0": "trained"},
             "monai_version": packages["monai"],
@@ -97,39 +97,15 @@ def load_model(folder: Path) -> ModelPackage:
     Raises:
         ModelError: there is none, it is not ours, of a later format, or damaged.
     """
-    ours = _read_metadata(folder)
+    found = read_description(folder)
     try:
-        settings = NetworkSettings(**ours["network"])
-        plan = Plan.from_json(ours["plan"])
-        classes = tuple(LabelClass.from_json(one) for one in ours["classes"])
-        network = make_segmentation_network(settings, plan.channels, len(classes))
-    except (KeyError, TypeError, ValueError, HybridMIMError) as error:
-        raise ModelError(
-            f"{folder / METADATA}: the description is damaged ({error})",
-            cure="Get the package again from where it came from.",
-        ) from error
+        plan = Plan.from_json(found.plan)
+        network = make_segmentation_network(found.network, plan.channels, len(found.classes))
+    except (LookupError, TypeError, ValueError, ArithmeticError, HybridMIMError) as error:
+        raise damaged(folder, error) from error
     tensors, _ = load_weights(folder / WEIGHTS)
     transfer(network, tensors, folder / WEIGHTS)
-    return ModelPackage(network.eval(), settings, plan, classes, dict(ours.get("provenance", {})))
-
-
-def _read_metadata(folder: Path) -> Mapping[str, Any]:
-    cure = "Give the folder 'model' that finetune wrote, with configs/ and models/ inside."
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: is not a model package (a folder)", cure=cure)
-    try:
-        content = read_json(folder / METADATA)
-        ours = content["hybridmim"]
-        if not isinstance(ours, dict) or not isinstance(ours["format"], int):
-            raise TypeError("no format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: is not a HybridMIM model package", cure=cure) from error
-    if ours["format"] > FORMAT:
-        raise ModelError(
-            f"{folder}: was made by a later version (format {ours['format']})",
-            cure="Update HybridMIM, then try again.",
-        )
-    return ours
+    return ModelPackage(network.eval(), found.network, plan, found.classes, found.provenance, found.name)
 
 
 def _tensor_format(

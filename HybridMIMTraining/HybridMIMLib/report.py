@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from HybridMIMLib.terminal import duration
+from HybridMIMLib.events import duration
 
 
 def report(command: str, result: Mapping[str, Any]) -> str:
     """The lines to print when ``command`` is done."""
-    writers = {"demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain, "segment": _segment}
+    writers = {"demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain, "segment": _segment,
+               "train": _train}  # fmt: skip
     return "\n".join(writers.get(command, _plain)(result))
 
 
@@ -53,8 +54,7 @@ def _demo(result: Mapping[str, Any]) -> list[str]:
 
 
 def _pretrain(result: Mapping[str, Any]) -> list[str]:
-    losses = "  ".join(f"{name} {value:.4f}" for name, value in result["losses"].items())
-    return [f"losses       {losses}", f"weights      {result['weights']}",
+    return [_losses(result), f"weights      {result['weights']}",
             f"next: finetune --labelled CASES --weights {result['output']}"]  # fmt: skip
 
 
@@ -63,6 +63,12 @@ def _finetune(result: Mapping[str, Any]) -> list[str]:
     kept = f"Dice on the validation scans, step {result['step']}: {', '.join(scores)}" if scores else "no validation"
     return [result["loaded"], kept, f"model        {result['model']}",
             f"next: segment --scans NEW --model {result['model']}"]  # fmt: skip
+
+
+def _train(result: Mapping[str, Any]) -> list[str]:
+    if result["model"] is None:
+        return _pretrain({**result, "output": result["weights"]})
+    return [*([_losses(result)] if result["losses"] else []), *_finetune(result)]
 
 
 def _segment(result: Mapping[str, Any]) -> list[str]:
@@ -84,6 +90,12 @@ def _info(result: Mapping[str, Any]) -> list[str]:
 
 def _plain(result: Mapping[str, Any]) -> list[str]:
     return [f"{name:<12} {value}" for name, value in result.items() if name != "warnings"]
+
+
+def _losses(result: Mapping[str, Any]) -> str:
+    # A loss that was no number is null in a result.json that was read back.
+    known = {name: value for name, value in result["losses"].items() if value is not None}
+    return "losses       " + "  ".join(f"{name} {value:.4f}" for name, value in known.items())
 
 
 def _mean(case: Mapping[str, float | None]) -> float | None:

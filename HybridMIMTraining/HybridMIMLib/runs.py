@@ -5,6 +5,7 @@
 ``about.json``        the command, versions of everything, the machine, when it began
 ``events.jsonl``      what happened (:mod:`HybridMIMLib.events`)
 ``run.pid``           process that works on it now; ``heartbeat`` is touched while it lives
+``log.txt``           what the process printed; written by whoever started it, before the run begins
 ``checkpoint.pt``     where to continue (tensors and numbers alone)
 ``result.json``       written last: the run is finished, and what it made
 ====================  ================================================================================
@@ -50,7 +51,10 @@ PACKAGES = (
 _MAY_DIFFER = {"output", "store", "device"}
 
 _INPUTS = ("split.json", "scans.json")
-_MADE_NOTHING = {"run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "plan.json", "store", *_INPUTS}
+_MADE_NOTHING = {
+    *("run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "log.txt", "plan.json", "store"),
+    *_INPUTS,
+}
 """What a run folder holds before there is anything to continue from; the store fits by itself or is made anew."""
 
 

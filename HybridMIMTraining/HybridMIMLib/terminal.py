@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from HybridMIMLib.events import Event, EventReader
+from HybridMIMLib.events import Event, EventReader, duration
 
 _BAR = 24
 
@@ -98,10 +97,3 @@ def describe_progress(event: Event) -> str:
     numbers = {**event.get("losses", {}), **event.get("metrics", {})}
     parts += [f"{name} {value:.3f}" for name, value in numbers.items() if value is not None]
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """``m:ss``, or ``h:mm:ss`` from an hour on."""
-    moment = time.gmtime(max(round(seconds), 0))
-    hours = int(max(round(seconds), 0) // 3600)
-    return f"{hours}:{moment.tm_min:02}:{moment.tm_sec:02}" if hours else f"{moment.tm_min}:{moment.tm_sec:02}"

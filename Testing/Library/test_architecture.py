@@ -19,7 +19,7 @@ FLOORS = {
     2: ("data",),
     3: ("networks", "model_package", "weights"),
     4: ("training", "pretraining", "finetuning", "inference", "evaluation"),
-    5: ("studies",),
+    5: ("studies", "stages"),
     6: ("cli", "__main__", "worker", "demonstration", "information", "terminal", "report"),
     SLICER_SIDE: ("slicer_side",),
 }

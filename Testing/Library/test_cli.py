@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, hybridmim, tiny_options, write_blobs
+from small_runs import TINY, hybridmim, tiny_options, write_blobs
 
 import HybridMIMLib
 from HybridMIMLib.cli import COMMANDS, main, parse
@@ -48,7 +48,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert main(["train"]) == 2
+    assert main(["learn"]) == 2
     assert "Commands are: prepare, pretrain" in capsys.readouterr().err
 
 

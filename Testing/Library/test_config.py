@@ -225,3 +225,13 @@ def test_the_workspace_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert workspace() == tmp_path
     monkeypatch.delenv("HYBRIDMIM_WORKSPACE")
     assert workspace() == Path.home() / "HybridMIM"
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\t", "two\nlines", "ends\n", "a\r\nb", "a\u2028b", 3, ["a"]])
+def test_a_name_that_is_none_is_refused(name: Any) -> None:
+    assert "name is" in refused({"name": name})
+
+
+@pytest.mark.parametrize("name", [None, "Leber und Milz", "Lékař ünï 数", "2024", "a: #b"])
+def test_a_name_is_kept_as_it_is(name: str | None) -> None:
+    assert make_run(None, {"name": name}).name == name

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, write_blobs
+from small_runs import TINY, write_blobs
 
 from HybridMIMLib import demo
-from HybridMIMLib.config import make_run
+from HybridMIMLib.config import PlanSettings, Run, make_run
 from HybridMIMLib.data.layouts import open_dataset
+from HybridMIMLib.data.model_description import read_description
 from HybridMIMLib.data.scans import read_label_map, read_scan
 from HybridMIMLib.data.survey import content_hash
-from HybridMIMLib.demonstration import share_out, typical_case
+from HybridMIMLib.demonstration import SYNTHETIC_CROP, SYNTHETIC_NAME, for_phantoms, share_out, typical_case
 from HybridMIMLib.errors import DataError, RunError, SettingsError
 from HybridMIMLib.report import report
 
@@ -52,6 +53,13 @@ def test_the_picture_is_of_the_median_case() -> None:
     assert typical_case(rows) == "c"
 
 
+def test_what_the_user_says_wins_over_what_suits_the_phantoms() -> None:
+    run = for_phantoms(Run())
+    assert (run.name, run.plan.crop) == (SYNTHETIC_NAME, SYNTHETIC_CROP)
+    own = Run(name="mine", plan=PlanSettings(crop=[16, 16, 16]))
+    assert for_phantoms(own) == own
+
+
 def test_one_folder_alone_is_refused(blobs: Path) -> None:
     with pytest.raises(SettingsError, match="--labelled is missing"):
         demo(unlabelled=str(blobs / "unlabelled"))
@@ -75,6 +83,7 @@ def test_the_whole_demo_writes_what_it_says_and_continues(blobs: Path, unicode_f
     scan = read_scan(blobs / "labelled" / "images" / f"{name}.nii.gz")
     written = read_label_map(Path(result["files"]["labels"]) / f"{name}.nii.gz", scan.grid)
     assert set(np.unique(written.array)) <= {0, 1, 2}
+    assert read_description(Path(result["files"]["model"])).name == "labelled", "that of the folder"
     text = report("demo", result)
     assert all(word in text for word in ("Bright", "Dark", "mean", "together", "your folders", name))
     # A demo that was stopped before its last stage does that stage alone.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from HybridMIMLib.events import Event, EventLog, EventReader, Phase
+from HybridMIMLib.events import Event, EventLog, EventReader, Phase, duration
 
 
 class Clock:
@@ -151,3 +151,11 @@ def test_a_phase_without_steps_does_no_harm() -> None:
     log, events = collect()
     log.phase("nothing", 0).progress(0)
     assert events[-1]["steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0:00"), (0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

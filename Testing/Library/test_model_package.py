@@ -10,9 +10,10 @@ import torch
 
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.model_description import METADATA, WEIGHTS
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import ModelError
-from HybridMIMLib.model_package import METADATA, WEIGHTS, ModelPackage, load_model
+from HybridMIMLib.model_package import ModelPackage, load_model
 from HybridMIMLib.networks import make_segmentation_network
 
 PLAN = Plan(1, (1.0, 1.5, 2.0), "percentiles", (-1000.0, 1000.0), (16, 16, 16), (4, 4, 4), (8, 8, 8))
@@ -22,7 +23,7 @@ CLASSES = (LabelClass(2, "Léber", (0.1, 0.2, 0.3)), LabelClass(7, "Milz", (1.0,
 def make_package() -> ModelPackage:
     settings = NetworkSettings(features=[4, 8])
     network = make_segmentation_network(settings, 1, len(CLASSES), seed=5).eval()
-    return ModelPackage(network, settings, PLAN, CLASSES, {"seed": 5})
+    return ModelPackage(network, settings, PLAN, CLASSES, {"seed": 5}, "Léber und Milz")
 
 
 def test_round_trip_gives_the_same_scores(unicode_folder: Path) -> None:
@@ -32,14 +33,14 @@ def test_round_trip_gives_the_same_scores(unicode_folder: Path) -> None:
     x = torch.randn(1, 1, 16, 16, 16)
     assert torch.equal(package.network(x), loaded.network(x))
     assert (loaded.plan, loaded.classes, loaded.settings) == (PLAN, CLASSES, package.settings)
-    assert loaded.provenance == {"seed": 5}
+    assert (loaded.provenance, loaded.name) == ({"seed": 5}, "Léber und Milz")
 
 
 def test_metadata_has_what_a_monai_bundle_needs(tmp_path: Path) -> None:
     make_package().save(tmp_path / "model")
     metadata = json.loads((tmp_path / "model" / METADATA).read_text(encoding="utf-8"))
-    needed = {"version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task", "description",
-              "authors", "copyright", "network_data_format"}  # fmt: skip
+    needed = {"name", "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task",
+              "description", "authors", "copyright", "network_data_format"}  # fmt: skip
     assert needed <= set(metadata)
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["2"] == "Milz"
 
@@ -67,6 +68,8 @@ def test_what_is_no_package_of_ours_is_refused(tmp_path: Path) -> None:
         ("format", 99, "later version"),
         ("network", {"features": "many"}, "damaged"),
         ("plan", {}, "damaged"),
+        ("plan", {**PLAN.to_json(), "window": []}, "damaged"),
+        ("plan", {**PLAN.to_json(), "crop": [float("inf"), 1, 1]}, "damaged"),
         ("classes", [{"label": 1}], "damaged"),
         ("network", {"features": [4, 9]}, "other shapes"),
     ],

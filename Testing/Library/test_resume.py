@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, hybridmim, tiny_options, write_blobs
+from small_runs import TINY, hybridmim, tiny_options, write_blobs
 
 from HybridMIMLib import finetune, pretrain
 from HybridMIMLib.errors import RunError

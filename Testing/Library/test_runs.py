@@ -83,6 +83,13 @@ def test_an_attempt_that_made_nothing_is_not_in_the_way(tmp_path: Path) -> None:
     assert read_json(second.path / "about.json")["command"] == "finetune"
 
 
+def test_a_log_that_was_begun_before_the_run_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").write_text("starting")
+    RunFolder.open("train", settings(tmp_path))
+    assert (tmp_path / "run" / "log.txt").read_text() == "starting"
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.docx").write_text("x")

@@ -6,10 +6,8 @@ import io
 import time
 from pathlib import Path
 
-import pytest
-
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.terminal import TerminalBar, describe_progress, duration
+from HybridMIMLib.terminal import TerminalBar, describe_progress
 
 
 class Terminal(io.StringIO):
@@ -17,14 +15,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-3, "0:00"), (0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_progress_in_words() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.patches import CropSampler
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.prepare import Prepared, prepare_folder, split
-from HybridMIMLib.data.survey import CaseFacts, read_case
+from HybridMIMLib.data.survey import CaseFacts, classes_of, read_case, survey
 from HybridMIMLib.errors import DataError, ModelError, SettingsError
 from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
 from HybridMIMLib.events import EventLog
@@ -68,7 +71,7 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     set_initial_shares(network.head.bias)
     loaded = start.transfer_to(network) if start else "from scratch"
     events.message(loaded)
-    training, validation = _split_cases(run, prepared)
+    training, validation = _split_cases(run, [case.name for case in prepared.cases])
     contents = {facts.case.name: facts.content for facts in prepared.facts}
     shares = {"training": training, "validation": validation}
     keep_inputs(
@@ -82,6 +85,7 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
         prepared.plan,
         prepared.classes,
         {
+            "trained": datetime.now().astimezone().isoformat(timespec="seconds"),
             "pretrained": loaded,
             "labelled_scans": len(training),
             "validation_scans": len(validation),
@@ -89,6 +93,7 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
             "settings": asdict(run.finetuning),
             "seed": run.seed,
         },
+        model_name(run),
     )
     package.save(folder / "model")
     return {
@@ -97,6 +102,28 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
         "step": int(memory.get("step", run.finetuning.steps)),
         "loaded": loaded,
     }
+
+
+def check_labelled(run: Run, dataset: Dataset) -> None:
+    """Read all cases once, for what would end a fine-tuning on them: before hours go into the pre-training.
+
+    Raises:
+        DataError: too few scans can be used.
+        LabelError: a label map is wrong.
+    """
+    # What is merely odd is told when they are read again, for the fine-tuning itself.
+    facts = survey(dataset.cases, EventLog())
+    classes_of(facts, dataset.classes)
+    _split_cases(run, [one.case.name for one in facts])
+
+
+def model_name(run: Run) -> str:
+    """What the model is called: as set, or as the folder of the labelled scans."""
+    if run.name is not None:
+        return run.name
+    # The whole path, because "." has no name; a folder's name may hold blanks and line breaks.
+    folder = Path(os.path.abspath(user_path(str(run.labelled))))
+    return " ".join(folder.name.split()) or "model"
 
 
 class _PretrainedWeights:
@@ -226,8 +253,7 @@ class _Finetuning:
         return dice_by_class(self.predictor.predict(scan.array, scan.grid), label.array, self.classes)
 
 
-def _split_cases(run: Run, prepared: Prepared) -> tuple[list[str], list[str]]:
-    names = [case.name for case in prepared.cases]
+def _split_cases(run: Run, names: Sequence[str]) -> tuple[list[str], list[str]]:
     held_out = run.finetuning.validation_cases
     if held_out < 0:
         held_out = max(len(names) // 5, 1)

@@ -10,13 +10,14 @@ from typing import Any
 
 from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import Case, open_dataset
+from HybridMIMLib.data.model_description import WEIGHTS
 from HybridMIMLib.data.scans import scan_name, write_label_map
 from HybridMIMLib.data.survey import content_hash, read_case
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.inference.predictor import Labels, Predictor
-from HybridMIMLib.model_package import WEIGHTS, load_model
+from HybridMIMLib.model_package import load_model
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.runs import RunFolder
 
@@ -39,10 +40,11 @@ class Segmented:
 
 
 def segment(run: Run | None = None, **settings: Any) -> dict[str, Any]:
-    """Segment ``scans`` with ``model``; label maps are written to ``output``/labels as .nii.gz, named as the cases.
+    """Segment ``scans`` with ``model``; label maps are written to ``output``/labels, named as the cases.
 
-    A scan that cannot be used is named, passed over and listed at the end. Scans that an earlier call with the same
-    output finished are computed again only if they, or the model, have changed.
+    They are .nrrd where the scan is, else .nii.gz. A scan that cannot be used is named, passed over and listed at the
+    end. Scans that an earlier call with the same output finished are computed again only if they, or the model, have
+    changed.
 
     Returns:
         ``labels``: scan → label map, ``seconds``: of all together, ``warnings``.
@@ -52,11 +54,14 @@ def segment(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     """
     run = make_run(run, settings)
     model, scans = run.folder("model", "the model to segment with"), run.folder("scans", "what to segment")
-    package = load_model(model)
-    predictor = Predictor(package.network, package.plan, package.classes, run.inference, choose_device(run.device))
     folder = RunFolder.open("segment", run)
-    cases = _cases(scans, folder.path)
+    # All of it at work, a model that cannot be read too: who follows the run folder must learn how it ended.
     with folder.at_work() as events:
+        package = load_model(model)
+        predictor = Predictor(
+            package.network, package.plan, package.classes, run.inference, choose_device(run.device)
+        )
+        cases = _cases(scans, folder.path)
         began = time.monotonic()
         ledger = _Ledger(folder.path, content_hash([model / WEIGHTS]))
         todo = [case for case in cases if not ledger.has(case)]
@@ -95,8 +100,12 @@ def segment_cases(cases: Iterable[Case], predictor: Predictor, output: Path, eve
 
 
 def label_path(output: Path, case: Case) -> Path:
-    """Where the label map of a case goes; names of cases are unique in a data set."""
-    return output / f"{case.name}.nii.gz"
+    """Where the label map of a case goes; names of cases are unique in a data set, and so are these.
+
+    It has the format of the scan where that is NRRD: NIfTI would round the grid to single precision.
+    """
+    is_nrrd = case.images[0].name.lower().endswith((".nrrd", ".nhdr"))
+    return output / f"{case.name}{'.nrrd' if is_nrrd else '.nii.gz'}"
 
 
 class _Ledger:

@@ -198,7 +198,7 @@ def test_real_scans_are_surveyed(shared_data: Path) -> None:
 
 
 def test_a_copy_under_another_name_is_named_and_passed_over(tmp_path: Path) -> None:
-    from conftest import write_blobs
+    from small_runs import write_blobs
 
     folder = write_blobs(tmp_path, 2, labelled=False)
     (folder / "images" / "copy.nii.gz").write_bytes((folder / "images" / "blob_1.nii.gz").read_bytes())

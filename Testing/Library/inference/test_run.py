@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_blobs
+import SimpleITK
+from small_runs import write_blobs
 
 from HybridMIMLib import segment
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid
+from HybridMIMLib.data.layouts import Case
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.data.scans import read_label_map, write_nifti
-from HybridMIMLib.errors import DataError
+from HybridMIMLib.data.scans import read_label_map, read_scan, write_nifti
+from HybridMIMLib.errors import DataError, ModelError
+from HybridMIMLib.events import EventReader
+from HybridMIMLib.inference.run import label_path
 from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import make_segmentation_network
 
@@ -25,7 +30,7 @@ def save_model(folder: Path, seed: int = 0, channels: int = 1) -> Path:
     settings = NetworkSettings(features=[4, 8])
     classes = (LabelClass(1, "one", (1, 0, 0)), LabelClass(300, "many", (0, 1, 0)))
     network = make_segmentation_network(settings, channels, len(classes), seed).eval()
-    ModelPackage(network, settings, plan, classes, {}).save(folder / "model")
+    ModelPackage(network, settings, plan, classes, {}, "two").save(folder / "model")
     return folder / "model"
 
 
@@ -97,3 +102,91 @@ def test_no_scan_that_fits_is_an_error_with_the_reasons_before(tmp_path: Path) -
         segment(scans=str(scans), model=str(save_model(tmp_path, channels=2)), output=str(tmp_path / "out"))
     events = (tmp_path / "out" / "events.jsonl").read_text(encoding="utf-8")
     assert "blob_0.nii.gz" in events and "1 channel(s)" in events
+
+
+ODD_SPACING, ODD_ORIGIN = (0.7123456789, 0.8123456789, 1.9123456789), (-123.4567890123, 77.7777777777, 1000 / 3)
+TURNED = np.array([[2, -1, 2], [2, 2, -1], [-1, 2, 2]]) / 3
+SHEAR = np.array([[1, 0, 0.21], [0, 1, -0.13], [0, 0, 1]])
+
+
+def write_nrrd(path: Path, directions: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Noise on a grid that single precision cannot hold; returns its affine, voxel to RAS."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = directions * ODD_SPACING, ODD_ORIGIN
+    in_lps = np.diag([-1, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image = SimpleITK.GetImageFromArray(np.random.default_rng(seed).normal(size=(20, 19, 18)).astype(np.float32))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((in_lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(in_lps[:3, 3].tolist())
+    path.parent.mkdir(exist_ok=True)
+    SimpleITK.WriteImage(image, str(path))
+    return affine
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".NRRD"])
+@pytest.mark.parametrize("directions", [TURNED, TURNED @ SHEAR], ids=["oblique", "sheared"])
+def test_an_nrrd_scan_gets_an_nrrd_on_the_identical_grid(
+    unicode_folder: Path, directions: np.ndarray, suffix: str
+) -> None:
+    scan = unicode_folder / f"scan{suffix}"
+    affine = write_nrrd(scan, directions)
+    assert np.abs(read_scan(scan).grid.affine - affine).max() < 1e-6, "the scan is read as it was written"
+    result = segment(scans=str(scan), model=str(save_model(unicode_folder)), output=str(unicode_folder / "out"))
+    written = Path(result["labels"][str(scan)])
+    assert written == unicode_folder / "out" / "labels" / "scan.nrrd"
+    labels = read_label_map(written)
+    assert labels.grid.shape == (18, 19, 20) and np.abs(labels.grid.affine - affine).max() < 1e-6
+
+
+def test_formats_side_by_side_are_computed_once_and_again_when_they_change(tmp_path: Path) -> None:
+    scans = write_blobs(tmp_path / "scans", 1, labelled=False) / "images"
+    write_nrrd(scans / "a.nrrd", TURNED)
+    write_nrrd(scans / "b.nhdr", TURNED)
+    call = {"scans": str(scans), "model": str(save_model(tmp_path)), "output": str(tmp_path / "out")}
+    segment(**call)
+    first = times(tmp_path / "out")
+    assert set(first) == {"a.nrrd", "b.nrrd", "blob_0.nii.gz"}
+    segment(**call)
+    assert times(tmp_path / "out") == first
+    write_nrrd(scans / "a.nrrd", TURNED, seed=1)
+    segment(**call)
+    second = times(tmp_path / "out")
+    assert {name for name in first if first[name] != second[name]} == {"a.nrrd"}
+
+
+def test_one_name_in_two_formats_is_refused_so_that_no_two_cases_share_a_path(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    write_nrrd(scans / "a.nrrd", TURNED)
+    write_nrrd(scans / "a.nhdr", TURNED)
+    with pytest.raises(DataError, match="2 cases have the name a"):
+        segment(scans=str(scans), model=str(save_model(tmp_path)), output=str(tmp_path / "out"))
+
+
+def test_names_that_end_like_a_format_keep_their_paths_apart() -> None:
+    files = ["a.nii.gz", "a.nrrd.nii.gz", "a.nii.gz.nrrd", "a.b.nhdr", "a.mha.nii"]
+    names = ["a", "a.nrrd", "a.nii.gz", "a.b", "a.mha"]
+    paths = [label_path(Path("labels"), Case(name, (Path(file),), None)) for name, file in zip(names, files)]
+    assert [path.name for path in paths] == [
+        "a.nii.gz", "a.nrrd.nii.gz", "a.nii.gz.nrrd", "a.b.nrrd", "a.mha.nii.gz",
+    ]  # fmt: skip
+
+
+def no_model(folder: Path) -> None:
+    shutil.rmtree(folder / "model")
+
+
+def no_scans(folder: Path) -> None:
+    shutil.rmtree(folder / "scans")
+
+
+@pytest.mark.parametrize(("spoil", "error"), [(no_model, ModelError), (no_scans, DataError)])
+def test_the_run_folder_says_so_when_model_or_scans_are_not_there(
+    tmp_path: Path, spoil: Callable[[Path], None], error: type[Exception]
+) -> None:
+    scans, model = write_blobs(tmp_path / "scans", 1, labelled=False), save_model(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(error) as caught:
+        segment(scans=str(scans), model=str(model), output=str(tmp_path / "out"))
+    *_, last = EventReader(tmp_path / "out" / "events.jsonl").read()
+    assert (last["kind"], last["outcome"], last["message"]) == ("end", "failed", str(caught.value))

@@ -1,43 +1,18 @@
-"""What every test of the library shares."""
+"""Small scans and settings with which a whole run takes a second or two; shared by all tests."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.scans import write_label_map, write_nifti
 
-# The networks of the tests are tiny: threads that wait for each other would cost far more than they compute. Child
-# processes inherit this; a test that wants more threads says so.
-os.environ["OMP_NUM_THREADS"] = "1"
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 UNICODE_NAME = "Lékař ünï 数 a b"
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real scans beside the checkout; tests that need it skip, saying why, where it is missing."""
-    folder = Path(os.environ.get("HYBRIDMIM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"real scans are not at {folder} (set HYBRIDMIM_SHARED_DATA to their folder)")
-    return folder
-
-
-@pytest.fixture
-def unicode_folder(tmp_path: Path) -> Path:
-    """A folder whose name has a space, accents and a Chinese character."""
-    folder = tmp_path / UNICODE_NAME
-    folder.mkdir()
-    return folder
-
 
 TINY: dict[str, dict[str, object]] = {
     "plan": {"crop": [16, 16, 16], "patch": [4, 4, 4], "region": [8, 8, 8]},
@@ -45,7 +20,7 @@ TINY: dict[str, dict[str, object]] = {
     "pretraining": {"steps": 6, "batch": 3, "projection": 8, "checkpoint_every": 2, "contrast_stage": 1},
     "finetuning": {"steps": 6, "batch": 2, "validate_every": 3, "checkpoint_every": 2, "validation_cases": 1},
 }
-"""Settings with which a whole run takes a second or two."""
+"""Settings of a tiny run."""
 
 
 def write_blobs(folder: Path, count: int, labelled: bool, seed: int = 0) -> Path:
@@ -70,16 +45,6 @@ def write_blobs(folder: Path, count: int, labelled: bool, seed: int = 0) -> Path
     return folder
 
 
-@pytest.fixture(scope="session")
-def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders ``unlabelled`` (5 scans), ``labelled`` (5) and ``new`` (3), to read and not to change."""
-    folder = tmp_path_factory.mktemp("blobs")
-    write_blobs(folder / "unlabelled", 5, labelled=False, seed=1)
-    write_blobs(folder / "labelled", 5, labelled=True, seed=2)
-    write_blobs(folder / "new", 3, labelled=False, seed=3)
-    return folder
-
-
 def hybridmim(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run ``python -m HybridMIMLib`` as a user does, in a process of its own."""
     command = [sys.executable, "-m", "HybridMIMLib", *map(str, arguments)]
@@ -89,3 +54,38 @@ def hybridmim(*arguments: object, **options: Any) -> subprocess.CompletedProcess
 def tiny_options() -> list[str]:
     """:data:`TINY` as options of the command line."""
     return [f"--{name}.{key}={value}" for name, section in TINY.items() for key, value in section.items()]
+
+
+def save_threshold_model(folder: Path, name: str = "Threshold") -> Path:
+    """A model package whose answer is known: class Bright is where a scan is much brighter than its mean.
+
+    Nothing was trained: each convolution hands its first channel on as it is, and the norms between them centre it.
+    It holds for a scan that fits into one window of 32 voxels. The second class, Never, is never found.
+    """
+    import torch
+
+    from HybridMIMLib.config import NetworkSettings
+    from HybridMIMLib.data.classes import LabelClass
+    from HybridMIMLib.data.plan import Plan
+    from HybridMIMLib.model_package import ModelPackage
+    from HybridMIMLib.networks import make_segmentation_network
+
+    plan = Plan(1, (1.0, 1.0, 1.0), "percentiles", (-1e3, 1e3), (32, 32, 32), (4, 4, 4), (8, 8, 8))
+    settings = NetworkSettings(features=[4, 8])
+    classes = (LabelClass(3, "Bright", (0.9, 0.2, 0.1)), LabelClass(7, "Never", (0.1, 0.3, 0.9)))
+    network = make_segmentation_network(settings, 1, len(classes)).eval()
+    with torch.no_grad():
+        for key, tensor in network.state_dict().items():
+            if tensor.ndim == 5:
+                tensor.zero_()
+                # A merge has the upsampled channels first and the skip behind them.
+                source = tensor.shape[1] // 2 if "merges" in key else 0
+                if "ups" not in key and "head" not in key:
+                    tensor[0, source, 1, 1, 1] = 1
+            elif "bias" in key:
+                tensor.zero_()
+        network.head.weight[1, 0] = 1
+        network.head.bias.copy_(torch.tensor([0.0, -1.5, -9.0]))
+    provenance = {"labelled_scans": 4, "validation_dice": {"mean": 0.5}, "trained": "2026-01-02T03:04:05+00:00"}
+    ModelPackage(network, settings, plan, classes, provenance, name).save(folder)
+    return folder

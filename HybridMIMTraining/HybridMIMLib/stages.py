@@ -1,0 +1,137 @@
+"""Training in stages, in one run folder and one process: pre-training without labels, then fine-tuning with them.
+
+Each stage works in a subfolder, with a checkpoint and a ``result.json`` of its own; all of them report to the
+``events.jsonl`` of the run. A stage that is finished is not done again when a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.config import Run, make_run
+from HybridMIMLib.data.layouts import Dataset, open_dataset
+from HybridMIMLib.errors import HybridMIMError, SettingsError
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.runs import carry_out
+
+PRETRAINING, FINETUNING = "pre-training", "fine-tuning"
+
+
+def train(run: Run | None = None, **settings: Any) -> dict[str, Any]:
+    """Pre-train on ``unlabelled`` scans, then fine-tune on ``labelled`` ones from what was learnt.
+
+    Only ``labelled``: fine-tune from scratch, or from ``weights``. Only ``unlabelled``: pre-train. A scan may be in
+    both folders. A run that was stopped is continued.
+
+    Returns:
+        ``model`` (path of the package, or None), ``weights`` (run folder of the pre-training it started from, or
+        None), ``validation`` (Dice by class) with the ``step`` it was reached at, ``losses`` and ``accuracies`` of
+        the pre-training, ``loaded`` (what came from the weights), ``seconds`` (by stage), ``warnings``.
+
+    Raises:
+        HybridMIMError: settings, scans, weights or disk do not allow it; the message names the cure.
+    """
+    run = make_run(run, settings)
+    if not (run.unlabelled or run.labelled):
+        raise SettingsError("there is nothing to train on", cure="Add --unlabelled DIR, --labelled DIR, or both.")
+    if run.unlabelled and run.weights:
+        raise SettingsError(
+            "--unlabelled and --weights are both given, and the fine-tuning can start from one pre-training only",
+            cure="Leave out --weights to pre-train first, or --unlabelled to start from these weights.",
+        )
+    return carry_out("train", run, lambda folder, events: _train(run, Stages(folder, events)))
+
+
+def _train(run: Run, stages: Stages) -> dict[str, Any]:
+    # Both are opened before the first hours are spent: a wrong folder should be told now.
+    unlabelled = _open(run, "unlabelled", labelled=False)
+    labelled = _open(run, "labelled", labelled=True)
+    return {**stages.learn(run, unlabelled, labelled), "seconds": stages.seconds}
+
+
+def _open(run: Run, name: str, labelled: bool) -> Dataset | None:
+    return open_dataset(run.folder(name, "scans"), labelled) if getattr(run, name) else None
+
+
+class Stages:
+    """The stages of one run.
+
+    Attributes:
+        folder: of the run.
+        events: the one log of all stages.
+        seconds: what each stage took, by name; filled as they are done.
+    """
+
+    def __init__(self, folder: Path, events: EventLog) -> None:
+        self.folder, self.events = folder, events
+        self.seconds: dict[str, float] = {}
+
+    def learn(self, run: Run, unlabelled: Dataset | None, labelled: Dataset | None) -> dict[str, Any]:
+        """Pre-train where there are unlabelled cases, fine-tune where there are labelled ones; see :func:`train`."""
+        # Imported late: torch takes seconds, and a wrong folder should be told before them.
+        from HybridMIMLib.finetuning.run import check_labelled, run_finetuning
+        from HybridMIMLib.pretraining.run import run_pretraining
+
+        run = replace(run, store=run.store or str(self.folder / "store"))
+        if unlabelled and labelled and not self._is_done(PRETRAINING):
+            self.events.message("the labelled scans are checked first, because a mistake in them should show now")
+            check_labelled(run, labelled)
+        weights = str(self.folder / PRETRAINING) if unlabelled else run.weights
+        pretrained: dict[str, Any] = {}
+        finetuned: dict[str, Any] = {}
+        if unlabelled:
+            first = replace(run, unlabelled=str(unlabelled.root))
+            pretrained = self.do(PRETRAINING, lambda path: run_pretraining(first, path, self.events, unlabelled))
+        if labelled:
+            second = replace(run, labelled=str(labelled.root), weights=weights)
+            finetuned = self.do(FINETUNING, lambda path: run_finetuning(second, path, self.events, labelled))
+        return {
+            # Not as the stages wrote them down: the run may have been moved since.
+            "model": str(self.folder / FINETUNING / "model") if labelled else None,
+            "weights": weights,
+            "validation": finetuned.get("validation", {}),
+            "step": finetuned.get("step"),
+            "losses": pretrained.get("losses", {}),
+            "accuracies": pretrained.get("accuracies", {}),
+            "loaded": finetuned.get("loaded"),
+        }
+
+    def do(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Do a stage, or take what it made when an earlier, interrupted run finished it, with its warnings.
+
+        Args:
+            name: of the stage and its subfolder.
+            work: gets the subfolder, which it makes when it writes; what it returns is kept there.
+        """
+        path, warnings = self.folder / name, self.events.warnings
+        file = path / "result.json"
+        if self._is_done(name):
+            warnings += read_json(file).get("warnings", [])
+        else:
+            _remove_if_nothing_to_continue(path)
+            began, known = time.monotonic(), len(warnings)
+            try:
+                result = work(path)
+            except HybridMIMError:
+                _remove_if_nothing_to_continue(path)
+                raise
+            seconds = round(time.monotonic() - began, 1)
+            write_json(file, {**result, "seconds": seconds, "warnings": warnings[known:]})
+        result = dict(read_json(file))
+        self.seconds[name] = result["seconds"]
+        return result
+
+    def _is_done(self, name: str) -> bool:
+        return (self.folder / name / "result.json").exists()
+
+
+def _remove_if_nothing_to_continue(path: Path) -> None:
+    """An attempt that ended before it made anything must not be in the way of the next, with other settings."""
+    if not (path / "checkpoint.pt").exists():
+        shutil.rmtree(path, ignore_errors=True)
