@@ -31,7 +31,7 @@ format: $(READY)
 
 setup: $(READY)
 
-$(READY): Testing/requirements.txt Testing/constraints.txt pyproject.toml
+$(READY): Testing/requirements.txt Testing/constraints.txt HybridMIMTraining/HybridMIMLib/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "The venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q --only-binary=:all: -r Testing/requirements.txt -c Testing/constraints.txt

@@ -89,6 +89,25 @@ def write_segmentation(node: Node, path: Path) -> None:
     _write_whole(path, write)
 
 
+def write_volume(node: Node, path: Path) -> None:
+    """Write a scalar volume as ``.nrrd``, without its parent transform and uncompressed: a file to hand on, not to
+    keep; the node keeps whatever storage node it had.
+
+    Raises:
+        DiskError: the file could not be written; an older file of that name is as it was.
+    """
+    if path.suffix.lower() != ".nrrd":
+        raise DiskError(f"{path}: volumes are written as .nrrd", cure="End the name with .nrrd.")
+    storage = slicer.vtkMRMLNRRDStorageNode()
+    storage.SetUseCompression(0)
+
+    def write(temporary: Path) -> bool:
+        storage.SetFileName(str(temporary))
+        return bool(storage.WriteData(node))
+
+    _write_whole(path, write)
+
+
 def write_scene(scene: Scene, path: Path) -> None:
     """Write all nodes and their data as one ``.mrb`` file.
 

@@ -1,0 +1,204 @@
+"""A command of the library at work in its run folder, as seen from Slicer.
+
+    >>> job = start_job("train", {"labelled": "cases", "finetuning.steps": 100}, Path("run"))   # doctest: +SKIP
+    >>> while job.update():                                                                    # doctest: +SKIP
+    ...     print(job.progress.describe())
+    ...     time.sleep(0.2)
+    >>> job.state, job.message                                                                 # doctest: +SKIP
+
+The job reads the run folder and nothing else; the process may have been started by another Slicer. Nothing here
+blocks: a panel calls :meth:`Job.update` a few times a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.errors import HybridMIMError, RunError
+from HybridMIMLib.events import EventReader
+from HybridMIMLib.files import read_json
+from HybridMIMLib.runs import living_owner
+from HybridMIMLib.slicer_side.child import Child, OtherProcess, Process, last_lines, library_command
+from HybridMIMLib.slicer_side.progress import RunProgress
+
+RUNNING, STOPPING, FINISHED, STOPPED, FAILED = "running", "stopping", "finished", "stopped", "failed"
+
+LOG = "log.txt"
+"""What the process prints; in its run folder."""
+
+_SOME_SCANS_SKIPPED = 3
+_KILLED = {-9: "killed", 137: "killed", -11: "crashed", 139: "crashed", -6: "aborted"}
+_ERROR = "error: "
+
+
+class Job:
+    """One command at work.
+
+    Args:
+        folder: its run folder.
+        process: that does the work.
+        events: reads ``events.jsonl`` of the folder.
+
+    Attributes:
+        state: running, stopping, finished, stopped or failed.
+        progress: what the log of events has told so far.
+        result: of a finished run, as ``result.json`` has it.
+        message: how it ended, for the user: what, why, and the cure where something went wrong.
+    """
+
+    SECONDS_TO_END = 8.0
+    """How long a process that was asked to end may take before it is killed."""
+
+    def __init__(self, folder: Path, process: Process, events: EventReader) -> None:
+        self.folder, self.state, self.message = folder, RUNNING, ""
+        self.progress = RunProgress()
+        self.result: dict[str, Any] = {}
+        self._process, self._events = process, events
+        self._asked = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.state in (FINISHED, STOPPED, FAILED)
+
+    @property
+    def log(self) -> Path:
+        """What the process printed."""
+        return self.folder / LOG
+
+    def update(self) -> bool:
+        """Take in what happened since the last call; returns whether the job goes on."""
+        if self.ended:
+            return False
+        # Asked before the events are read: those that came before the end are then there for sure.
+        running = self._process.running
+        for event in self._events.read():
+            self.progress.take(event)
+        if not running:
+            self._end()
+        elif self._asked and time.monotonic() - self._asked > self.SECONDS_TO_END:
+            self._process.kill()
+        return not self.ended
+
+    def cancel(self) -> None:
+        """Ask the process to end; :meth:`update` kills it if it does not. What it has done is kept."""
+        if not self.ended and not self._asked:
+            self.state, self._asked = STOPPING, time.monotonic()
+            self._process.ask_to_end()
+
+    def kill(self) -> None:
+        """End the process and everything it started, now."""
+        if not self.ended:
+            self._asked = self._asked or time.monotonic()
+            self._process.kill()
+            self.update()
+
+    def wait(self, on_update: Callable[[Job], None] | None = None, interval: float = 0.1) -> dict[str, Any]:
+        """Wait until it ends, for scripts; returns the result.
+
+        Args:
+            on_update: called several times a second, e.g. to print ``job.progress.describe()`` or to cancel.
+            interval: seconds between two looks.
+
+        Raises:
+            RunError: it failed or was stopped; the message says why and what to do.
+        """
+        while self.update():
+            if on_update is not None:
+                on_update(self)
+            time.sleep(interval)
+        if self.state != FINISHED:
+            raise error_of(self.message)
+        return self.result
+
+    def _end(self) -> None:
+        if self._asked:
+            # The first process has ended; what it started may not have.
+            self._process.kill()
+        try:
+            self.result = self._read_result()
+            self.message = self._take_result()
+            self.state = FINISHED
+        except HybridMIMError as error:
+            self.state = STOPPED if self._asked else FAILED
+            self.message = "Stopped." if self._asked else str(error)
+        except Exception as error:
+            # A defect of ours; the job is over all the same, and is not tried again at the next look.
+            self.state, self.message = FAILED, f"Unexpected error: {type(error).__name__}: {error}"
+            raise
+
+    def _read_result(self) -> dict[str, Any]:
+        """What the process wrote last of all; without it, and a good exit code, nothing is believed."""
+        if self._process.exit_code not in (None, 0, _SOME_SCANS_SKIPPED):
+            raise self._why_it_failed()
+        file = self.folder / "result.json"
+        try:
+            result = read_json(file)
+        except FileNotFoundError:
+            raise self._why_it_failed() from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file}: cannot be read ({error})", cure="Start it again.") from error
+        if not isinstance(result, dict):
+            raise RunError(f"{file}: is not the result of a run", cure="Start it again.")
+        return result
+
+    def _take_result(self) -> str:
+        """Use the result; returns what to tell the user. Special jobs do more here."""
+        return "Done."
+
+    def _why_it_failed(self) -> HybridMIMError:
+        said, code = last_lines(self.log, 4), self._process.exit_code
+        errors = [line[len(_ERROR) :] for line in said if line.startswith(_ERROR)]
+        if errors:
+            return error_of(errors[-1])
+        if self.progress.outcome == "failed" and self.progress.message:
+            return RunError(self.progress.message, cure=f"See {self.log}.")
+        if code is None:
+            return RunError("The process ended without a result", cure=f"Start it again; see {self.log}.")
+        if code in _KILLED:
+            return RunError(
+                f"The process was {_KILLED[code]} by the system, most often because memory ran out",
+                cure="Close other programs, then start it again.",
+            )
+        words = f"It said last: {' / '.join(said)}" if said else "It said nothing"
+        return RunError(f"The process ended with exit code {code} and no result. {words}", cure=f"See {self.log}.")
+
+
+def start_job(command: str, options: Mapping[str, object], folder: Path) -> Job:
+    """Start a command, or continue the run that its folder holds.
+
+    Args:
+        command: train, segment …
+        options: of the command line, without the dashes; those that are None or empty are left out.
+        folder: the run folder; made if it is not there.
+
+    Raises:
+        RunError: the process cannot be started.
+        DiskError: the folder cannot be made.
+    """
+    return Job(folder, *launch(command, options, folder))
+
+
+def attach_job(folder: Path) -> Job | None:
+    """The job that a process, whoever started it, is doing in ``folder`` now; None if there is none."""
+    pid = living_owner(folder)
+    if pid is None:
+        return None
+    return Job(folder, OtherProcess(folder, pid), EventReader(folder / "events.jsonl"))
+
+
+def launch(command: str, options: Mapping[str, object], folder: Path) -> tuple[Child, EventReader]:
+    """The process of :func:`start_job`, and a reader of what it will tell."""
+    given = [f"--{name}={value}" for name, value in options.items() if value not in (None, "")]
+    # What an earlier attempt told is over.
+    reader = EventReader(folder / "events.jsonl", from_end=True)
+    return Child(library_command(command, [*given, f"--output={folder}"]), folder / LOG), reader
+
+
+def error_of(text: str) -> RunError:
+    """An error from the line in which another process printed it."""
+    message, _, cure = text.partition(". ")
+    return RunError(message, cure=cure or "See the log.")

@@ -1,0 +1,62 @@
+"""The row of a panel in which a model is chosen: a list, Browse, and what the chosen one is.
+
+The list holds the models of the workspace, and the chosen one from wherever it is, even if it is gone: a scene that
+was saved elsewhere must not silently switch to another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from HybridMIMLib.slicer_side.models import check_model, model_name, models, runs_folder
+
+
+class ModelChooser:
+    """Binds ``modelComboBox``, ``browseButton`` and ``modelInfoLabel`` of a ``.ui`` file.
+
+    Args:
+        ui: the widgets, as ``slicer.util.childWidgetVariables`` gives them.
+        on_chosen: called with the folder when the user has chosen one.
+
+    Attributes:
+        chosen: folder of the chosen package; empty for none.
+        problem: why it cannot be used; empty if it can.
+    """
+
+    def __init__(self, ui: Any, on_chosen: Callable[[str], None]) -> None:
+        self.chosen, self.problem = "", ""
+        self._ui, self._on_chosen = ui, on_chosen
+        ui.modelComboBox.connect("currentIndexChanged(int)", self._picked)
+        ui.browseButton.connect("clicked(bool)", self._browse)
+
+    def show(self, folder: str) -> None:
+        """List the models anew with this one chosen; without one, the newest is."""
+        listed = {str(one.path): one.name for one in models()}
+        if folder and folder not in listed:
+            listed[folder] = model_name(folder)
+        self.chosen = folder or next(iter(listed), "")
+        combo = self._ui.modelComboBox
+        was_blocked = combo.blockSignals(True)
+        combo.clear()
+        for path, name in listed.items():
+            combo.addItem(name, path)
+        combo.setCurrentIndex(list(listed).index(self.chosen) if self.chosen else -1)
+        combo.blockSignals(was_blocked)
+        about, self.problem = check_model(self.chosen)
+        self._ui.modelInfoLabel.text = about
+        self._ui.modelInfoLabel.visible = bool(about)
+        combo.toolTip = self.chosen
+
+    def _picked(self, index: int) -> None:
+        if index >= 0:
+            self._on_chosen(str(self._ui.modelComboBox.itemData(index)))
+
+    def _browse(self) -> None:
+        title = _("Folder of a model package")
+        folder = qt.QFileDialog.getExistingDirectory(self._ui.browseButton, title, str(runs_folder()))
+        if folder:
+            self._on_chosen(str(folder))

@@ -1,0 +1,60 @@
+"""Trained models, as panels show them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from HybridMIMLib.config import workspace
+from HybridMIMLib.data.model_description import ModelDescription, find_models, read_description
+from HybridMIMLib.errors import ModelError
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: a folder of the user's, so that an update of the extension does not touch it."""
+    return workspace() / "runs"
+
+
+def models() -> list[ModelDescription]:
+    """The model packages of the workspace, newest first."""
+    return find_models(runs_folder())
+
+
+def model_name(folder: str | Path) -> str:
+    """What to call the package in a list; one that cannot be read goes by its folder."""
+    try:
+        return read_description(Path(folder)).name
+    except ModelError:
+        return str(folder)
+
+
+def check_model(folder: str | Path) -> tuple[str, str]:
+    """What a package is, for the user, and why it cannot be used; one of the two is empty."""
+    if not folder:
+        return "", "No model is chosen: train one in the module HybridMIM Training, or browse for one"
+    try:
+        return describe(read_description(Path(folder))), ""
+    except ModelError as error:
+        return "", str(error)
+
+
+def describe(model: ModelDescription) -> str:
+    """One or two lines: classes, and how it was made."""
+    classes = ", ".join(one.name for one in model.classes)
+    facts = []
+    if model.trained:
+        facts.append(f"trained {model.trained[:10]}")
+    scans = model.provenance.get("labelled_scans")
+    if isinstance(scans, int):
+        facts.append(f"on {scans} labelled scans")
+    dice = mean_dice(model)
+    if dice is not None:
+        facts.append(f"validation Dice {dice:.2f}")
+    made = ", ".join(facts)
+    return f"Finds {classes}." + (f"\n{made[0].upper()}{made[1:]}." if made else "")
+
+
+def mean_dice(model: ModelDescription) -> float | None:
+    """Mean Dice over the classes on the validation scans, or None where it is not known."""
+    dice = model.provenance.get("validation_dice")
+    value = dice.get("mean") if isinstance(dice, dict) else None
+    return float(value) if isinstance(value, (int, float)) and value == value else None

@@ -1,0 +1,136 @@
+"""The part of a panel that follows a job: bar, status, values, message, log and Cancel. Both modules have it.
+
+The widgets come from the module's ``.ui`` file, by these names: ``progressBar``, ``statusLabel``, ``messageLabel``,
+``logTextEdit``, ``cancelButton`` and, where losses are shown, ``valuesTable``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from HybridMIMLib.slicer_side.child import last_lines
+from HybridMIMLib.slicer_side.jobs import FAILED, STOPPING, Job
+
+_INTERVAL = 200
+"""Milliseconds between two looks at a job."""
+
+_LINES = 500
+"""Of the log; more would slow the panel and nobody reads them."""
+
+# Readable on Slicer's light and on its dark style.
+_ERROR_STYLE, _PLAIN_STYLE = "color: #d64541; font-weight: bold;", ""
+
+
+class JobPanel:
+    """Follows one job at a time with a timer.
+
+    Args:
+        ui: the widgets, as ``slicer.util.childWidgetVariables`` gives them.
+        on_end: called with the job when it has ended; says what to tell the user.
+        on_change: called when a job begins and when it has ended, e.g. to enable buttons.
+    """
+
+    def __init__(self, ui: Any, on_end: Callable[[Job], str], on_change: Callable[[], None]) -> None:
+        self.job: Job | None = None
+        self._ui, self._on_end, self._on_change = ui, on_end, on_change
+        self._shown = 0
+        self._timer = qt.QTimer()
+        self._timer.interval = _INTERVAL
+        self._timer.connect("timeout()", self._look)
+        ui.cancelButton.connect("clicked(bool)", self._cancel)
+        ui.logTextEdit.maximumBlockCount = _LINES
+        self._show_idle()
+        self.say("")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is at work."""
+        return self.job is not None and not self.job.ended
+
+    def follow(self, job: Job) -> None:
+        """Show a job until it ends."""
+        self.job, self._shown = job, 0
+        self._ui.logTextEdit.clear()
+        self.say("")
+        self._ui.cancelButton.enabled = True
+        self._show(job)
+        self._timer.start()
+        self._on_change()
+
+    def say(self, text: str, is_error: bool = False) -> None:
+        """Show a sentence to the user, or none."""
+        self._ui.messageLabel.text = text
+        self._ui.messageLabel.styleSheet = _ERROR_STYLE if is_error else _PLAIN_STYLE
+        self._ui.messageLabel.visible = bool(text)
+
+    def close(self, stop_job: bool) -> None:
+        """Let go of everything, because the panel is closed; the job is killed, or left to itself."""
+        self._timer.stop()
+        if stop_job and self.job is not None:
+            self.job.kill()
+        self.job = None
+
+    def _look(self) -> None:
+        job = self.job
+        if job is None:
+            self._timer.stop()
+            return
+        # The timer stops first: whatever goes wrong below happens once and not five times a second.
+        self._timer.stop()
+        goes_on = job.update()
+        self._show(job)
+        if goes_on:
+            self._timer.start()
+        else:
+            self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        self._show_idle()
+        if job.state == FAILED:
+            # What a process printed is for those who look closer; the message has the cause and the cure.
+            for line in last_lines(job.log, 20):
+                self._ui.logTextEdit.appendPlainText(line)
+        text = self._on_end(job)
+        self.say(text, is_error=job.state == FAILED)
+        self._on_change()
+
+    def _cancel(self) -> None:
+        if self.job is not None:
+            self.job.cancel()
+            self._ui.cancelButton.enabled = False
+            self._show(self.job)
+
+    def _show(self, job: Job) -> None:
+        progress = job.progress
+        self._ui.statusLabel.text = _("Stopping…") if job.state == STOPPING else f"{progress.describe()} …"
+        fraction = progress.fraction
+        # A range of nothing makes Qt draw a bar that shows work without saying how much is left.
+        self._ui.progressBar.setRange(0, 0 if fraction is None else 1000)
+        if fraction is not None:
+            self._ui.progressBar.value = round(1000 * fraction)
+        for line in progress.lines[self._shown :]:
+            self._ui.logTextEdit.appendPlainText(line)
+        self._shown = len(progress.lines)
+        if hasattr(self._ui, "valuesTable"):
+            self._show_values(job)
+
+    def _show_values(self, job: Job) -> None:
+        table, values = self._ui.valuesTable, job.progress.values
+        table.setRowCount(len(values))
+        for row, (name, value) in enumerate(values.items()):
+            for column, text in enumerate((name, f"{value.first:.4g}", f"{value.now:.4g}")):
+                item = table.item(row, column)
+                if item is None:
+                    item = qt.QTableWidgetItem()
+                    table.setItem(row, column, item)
+                item.setText(text)
+
+    def _show_idle(self) -> None:
+        self._ui.cancelButton.enabled = False
+        self._ui.progressBar.setRange(0, 1000)
+        self._ui.progressBar.value = 0
+        self._ui.statusLabel.text = ""

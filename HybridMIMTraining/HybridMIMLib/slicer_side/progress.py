@@ -1,0 +1,113 @@
+"""What a panel knows of a run: the events of its log, taken in one after the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from HybridMIMLib.events import Event, duration
+
+PHASES = {
+    "prepare": "Preparing scans",
+    "pretrain": "Pre-training",
+    "finetune": "Fine-tuning",
+    "segment": "Segmenting",
+}
+
+
+@dataclass
+class Value:
+    """A loss or a metric: what it was first, and what it is now."""
+
+    first: float
+    now: float
+
+
+@dataclass
+class RunProgress:
+    """Where a run stands.
+
+    A log that was damaged may hold anything: what is not a number, or not text, is passed over.
+
+    Attributes:
+        phase: prepare, pretrain, finetune, segment …; empty before the first.
+        step, steps: how far, of how many, in this phase.
+        seconds_left: until the end of the phase, or None while unknown.
+        values: losses and metrics of this phase, by name.
+        lines: messages, in their order; warnings begin with "warning: ".
+        warnings: the messages that the user should act on.
+        outcome: finished, stopped or failed, once the log says so; what the log says last counts.
+        message: of the end.
+    """
+
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    values: dict[str, Value] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    outcome: str = ""
+    message: str = ""
+
+    def take(self, event: Event) -> None:
+        """Take in one event."""
+        kind = event.get("kind")
+        if kind in ("phase", "progress"):
+            self._take_progress(event)
+        elif kind == "message" and event.get("message"):
+            self._take_message(str(event["message"]), event.get("level") == "warning")
+        elif kind == "end":
+            self.outcome, self.message = str(event.get("outcome", "")), str(event.get("message", ""))
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of this phase that is done, or None while nobody can say."""
+        if self.steps < 2:
+            # One single step is either not done or over: a bar would stand still in between.
+            return None
+        return min(max(self.step / self.steps, 0.0), 1.0)
+
+    def describe(self) -> str:
+        """One line: phase, step, time left."""
+        if not self.phase:
+            return "Starting"
+        parts = [PHASES.get(self.phase, self.phase)]
+        if self.steps > 1:
+            parts.append(f"step {self.step} of {self.steps}")
+        if self.seconds_left is not None and self.step < self.steps:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+    def _take_progress(self, event: Event) -> None:
+        phase, step, steps = event.get("phase"), _number(event.get("step")), _number(event.get("steps"))
+        if not isinstance(phase, str) or step is None or steps is None:
+            return
+        if phase != self.phase:
+            self.values = {}
+        # A run that is continued begins its phases anew and has not ended yet.
+        self.phase, self.step, self.steps, self.outcome = phase, int(step), int(steps), ""
+        self.seconds_left = _number(event.get("seconds_left"))
+        for kind in ("losses", "metrics"):
+            values = event.get(kind)
+            for name, value in values.items() if isinstance(values, dict) else ():
+                self._take_value(str(name), _number(value))
+
+    def _take_value(self, name: str, value: float | None) -> None:
+        if value is None:
+            return
+        if name in self.values:
+            self.values[name].now = value
+        else:
+            self.values[name] = Value(value, value)
+
+    def _take_message(self, text: str, is_warning: bool) -> None:
+        if is_warning:
+            self.warnings.append(text)
+        self.lines.append(f"warning: {text}" if is_warning else text)
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None

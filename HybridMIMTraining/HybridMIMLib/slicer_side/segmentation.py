@@ -1,0 +1,194 @@
+"""Segmenting a volume of a MRML scene: the logic of the module HybridMIMSegmentation, without any GUI.
+
+    >>> from HybridMIMLib.slicer_side.segmentation import segment
+    >>> node = segment(volume_node, "HybridMIM/runs/liver/fine-tuning/model")        # doctest: +SKIP
+
+The scene is only changed when a whole result is at hand.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from HybridMIMLib.data.model_description import ModelDescription, read_description
+from HybridMIMLib.errors import DataError, LabelError, RunError
+from HybridMIMLib.files import TEMPORARY
+from HybridMIMLib.slicer_side.jobs import FAILED, Job, launch
+from HybridMIMLib.slicer_side.scene import write_volume
+from HybridMIMLib.slicer_side.segments import Node, segmentation_node
+
+
+class SegmentationJob(Job):
+    """A volume that is being segmented; a :class:`Job` that puts its result into the scene.
+
+    Args:
+        volume: a ``vtkMRMLScalarVolumeNode`` in a scene.
+        model: from :func:`~HybridMIMLib.data.model_description.read_description`.
+        device: auto, cpu, cuda, cuda:1, mps.
+
+    Attributes:
+        segmentation: the node that was made, once the state is finished.
+        empty: names of the classes that were not found.
+
+    Raises:
+        DataError: the volume cannot be segmented; see :func:`why_not`.
+        HybridMIMError: it cannot be written for the child process, or that not be started.
+    """
+
+    def __init__(self, volume: Node, model: ModelDescription, device: str = "auto") -> None:
+        reason = why_not(volume)
+        if reason:
+            raise DataError(reason, cure="Choose another volume.")
+        self.volume, self.model = volume, model
+        self.segmentation: Node | None = None
+        self.empty: list[str] = []
+        self._voxels = _stamp(volume)
+        self._temporary = Path(tempfile.mkdtemp(prefix="hybridmim-"))
+        self._scan = self._temporary / f"{_file_name(volume.GetName())}.nrrd"
+        folder = self._temporary / "run"
+        try:
+            write_volume(volume, self._scan)
+            options = {"scans": self._scan, "model": model.path, "device": device}
+            super().__init__(folder, *launch("segment", options, folder))
+        except BaseException:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
+
+    def update(self) -> bool:
+        """As :meth:`Job.update`; a job whose volume has gone is stopped, for its result would have no place."""
+        if not self.ended and self._is_gone():
+            self._asked = self._asked or time.monotonic()
+            self._process.kill()
+        return super().update()
+
+    def _is_gone(self) -> bool:
+        return self.volume.GetScene() is None
+
+    def _end(self) -> None:
+        try:
+            super()._end()
+        finally:
+            if self._is_gone():
+                self.state = FAILED
+                self.message = (
+                    f"The volume {self.volume.GetName()} was removed from the scene, so its segmentation was "
+                    "stopped. Load it again, then start again."
+                )
+            # Its name for the user is that of the volume, not of a temporary file.
+            self.message = self.message.replace(str(self._scan), f"Volume {self.volume.GetName()}")
+            if str(self.log) not in self.message:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _take_result(self) -> str:
+        if _stamp(self.volume) != self._voxels:
+            raise RunError(
+                f"The voxels of {self.volume.GetName()} were changed while they were segmented",
+                cure="Segment it again.",
+            )
+        labels = read_labels(self._label_file(), self.volume)
+        name = f"{self.volume.GetName()} {self.model.name}"
+        scene = self.volume.GetScene()
+        self.segmentation = segmentation_node(
+            scene, self.volume, labels, self.model.classes, scene.GenerateUniqueName(name)
+        )
+        found = set(np.unique(labels).tolist())
+        self.empty = [one.name for one in self.model.classes if one.label not in found]
+        made = f"Made the segmentation {self.segmentation.GetName()}."
+        return f"{made} Not found: {', '.join(self.empty)}." if self.empty else made
+
+    def _label_file(self) -> Path:
+        try:
+            return Path(self.result["labels"][str(self._scan)])
+        except (KeyError, TypeError):
+            raise RunError("The process ended without a label map", cure="Segment the volume again.") from None
+
+
+def segment(
+    volume: Node,
+    model: str | Path,
+    device: str = "auto",
+    on_update: Callable[[Job], None] | None = None,
+) -> Node:
+    """Segment a volume and wait for it: for scripts, with Slicer or with slicer-core alone.
+
+    Args:
+        volume: a ``vtkMRMLScalarVolumeNode`` in a scene.
+        model: folder of a model package.
+        device: auto, cpu, cuda, cuda:1, mps.
+        on_update: called several times a second with the job, e.g. to print ``job.progress.describe()``, or to
+            ``job.cancel()``.
+
+    Returns:
+        A ``vtkMRMLSegmentationNode`` with one segment a class, on the volume's grid and under its transform.
+
+    Raises:
+        HybridMIMError: the message names what is wrong and the cure; the scene is as it was.
+    """
+    job = SegmentationJob(volume, read_description(Path(model)), device)
+    try:
+        job.wait(on_update)
+    finally:
+        if not job.ended:
+            # An exception in on_update, or Ctrl+C.
+            job.kill()
+    return job.segmentation
+
+
+def why_not(volume: Node | None) -> str:
+    """Why a node cannot be segmented, as a sentence without a full stop; empty if it can."""
+    if volume is None:
+        return "No volume is chosen"
+    image = volume.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0:
+        return f"Volume {volume.GetName()} holds no voxels"
+    if min(image.GetDimensions()) < 2:
+        return f"Volume {volume.GetName()} is a single slice"
+    return ""
+
+
+def read_labels(file: Path, volume: Node) -> np.ndarray:
+    """The label map that the child wrote for a volume.
+
+    The voxels alone are read: their place is that of the volume, and no file keeps it better.
+
+    Returns:
+        (D, H, W) whole numbers.
+
+    Raises:
+        LabelError: it cannot be read, or has another shape.
+    """
+    # Slicer ships SimpleITK.
+    import SimpleITK as sitk
+
+    try:
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).transpose(2, 1, 0)
+    except (RuntimeError, ValueError) as error:
+        raise LabelError(f"{file}: the result cannot be read ({error})", cure="Segment the volume again.") from error
+    if labels.shape != volume.GetImageData().GetDimensions():
+        raise LabelError(
+            f"{volume.GetName()}: the result has the shape {labels.shape}, the volume "
+            f"{volume.GetImageData().GetDimensions()}",
+            cure="Segment the volume again.",
+        )
+    return labels
+
+
+def _stamp(volume: Node) -> tuple[Any, ...]:
+    """Changes when the voxels do; a volume that is moved, windowed or renamed keeps it."""
+    image = volume.GetImageData()
+    if image is None:
+        return ()
+    return image.GetDimensions(), image.GetMTime(), image.GetPointData().GetScalars().GetMTime()
+
+
+def _file_name(name: str) -> str:
+    """A name that any file system takes: what the user called the volume may hold slashes, or be long."""
+    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in name).strip("_")[:40]
+    return kept if kept and not kept.startswith(TEMPORARY) else "volume"

@@ -1,0 +1,230 @@
+"""Jobs: how they end is told rightly, whatever the process does. The processes are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from HybridMIMLib.errors import RunError
+from HybridMIMLib.events import EventLog
+from HybridMIMLib.slicer_side import jobs
+from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, Job, attach_job, start_job
+
+READY = "import sys, time, json, os, pathlib; run = pathlib.Path(sys.argv[-1].split('=', 1)[1])\n"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """Let jobs run a small program in place of the library; it finds its run folder in ``run``."""
+
+    def use(program: str) -> None:
+        monkeypatch.setattr(
+            jobs, "library_command", lambda _, options: [sys.executable, "-c", READY + program, *options]
+        )
+
+    return use
+
+
+def finish(job: Job, seconds: float = 20) -> Job:
+    end = time.monotonic() + seconds
+    while job.update():
+        assert time.monotonic() < end, "the job does not end"
+        time.sleep(0.02)
+    return job
+
+
+def test_the_library_itself_is_started_and_its_result_taken(tmp_path: Path, blobs: Path) -> None:
+    options = {
+        "unlabelled": blobs / "unlabelled",
+        "labelled": None,
+        "plan.crop": "[16,16,16]",
+        "network.features": "[4,8]",
+    }
+    job = finish(start_job("prepare", options, tmp_path / "run"), 60)
+    assert job.state == FINISHED, job.message
+    assert job.progress.outcome == "finished"
+    assert job.result == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert job.ended and not job.update()
+
+
+def test_an_error_of_the_library_comes_with_its_cure(tmp_path: Path) -> None:
+    job = finish(start_job("prepare", {"unlabelled": tmp_path / "nothing here"}, tmp_path / "run"), 60)
+    assert job.state == FAILED
+    assert "nothing here" in job.message and job.message.count(". ") >= 1
+    with pytest.raises(RunError) as caught:
+        job.wait()
+    assert str(caught.value) == job.message
+
+
+def test_empty_options_are_left_out_and_others_passed_whole(tmp_path: Path, script) -> None:
+    script("(run / 'result.json').write_text(json.dumps(sys.argv[1:]  and {'given': sys.argv[1:]}))")
+    job = finish(start_job("any", {"a": None, "b": "", "c": 0, "d": "x y"}, tmp_path / "run"))
+    assert job.result["given"] == ["--c=0", "--d=x y", f"--output={tmp_path / 'run'}"]
+
+
+def test_events_are_followed_while_it_works(tmp_path: Path, script) -> None:
+    script(
+        "from HybridMIMLib.events import EventLog\n"
+        "log = EventLog(run / 'events.jsonl'); phase = log.phase('pretrain', 3); phase.progress(1, {}, {'a': 1})\n"
+        "while not (run / 'go on').exists(): time.sleep(0.01)\n"
+        "(run / 'result.json').write_text('{}')"
+    )
+    job = start_job("any", {}, tmp_path / "run")
+    end = time.monotonic() + 20
+    while job.progress.step == 0 and time.monotonic() < end:
+        assert job.update()
+    assert (job.state, job.progress.step, job.progress.values["a"].now) == (RUNNING, 1, 1.0)
+    (tmp_path / "run" / "go on").touch()
+    assert finish(job).state == FINISHED
+
+
+def test_what_an_earlier_attempt_told_is_over(tmp_path: Path, script) -> None:
+    (tmp_path / "run").mkdir()
+    log = EventLog(tmp_path / "run" / "events.jsonl")
+    log.write("end", outcome="failed", message="of yesterday")
+    script("sys.exit(5)")
+    job = finish(start_job("any", {}, tmp_path / "run"))
+    assert job.state == FAILED and "yesterday" not in job.message and "exit code 5" in job.message
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by the system, most often because memory ran out"),
+        ("sys.exit(0)", "exit code 0 and no result. It said nothing"),
+        ("print('a'); sys.exit(4)", "exit code 4 and no result. It said last: a"),
+        ("os.write(1, bytes(range(256)) * 50); sys.exit(1)", "exit code 1"),
+        ("print('error: disk full. Free some.'); print('x'); sys.exit(1)", "disk full. Free some."),
+        ("(run / 'result.json').write_text('{half'); sys.exit(0)", "result.json: cannot be read"),
+        ("(run / 'result.json').write_text('[]'); sys.exit(0)", "result.json: is not the result of a run"),
+        ("(run / 'result.json').write_text('{}'); sys.exit(1)", "exit code 1"),
+        (
+            "(run / 'events.jsonl').write_bytes(bytes(range(256)) * 9 + b'\\n[1]\\n\"x\"\\n{}\\n'); sys.exit(0)",
+            "no result",
+        ),
+    ],
+)
+def test_a_process_that_does_not_do_its_work_has_failed(tmp_path: Path, script, program: str, words: str) -> None:
+    script(program)
+    job = finish(start_job("any", {}, tmp_path / "run"))
+    assert job.state == FAILED
+    assert words in job.message
+    assert job.message.isprintable()
+
+
+def test_a_traceback_ends_in_its_last_line(tmp_path: Path, script) -> None:
+    script("raise ValueError('boom')")
+    job = finish(start_job("any", {}, tmp_path / "run"))
+    assert "ValueError: boom" in job.message and str(job.log) in job.message
+
+
+def test_some_scans_skipped_is_a_result(tmp_path: Path, script) -> None:
+    script("(run / 'result.json').write_text('{\"warnings\": [1]}'); sys.exit(3)")
+    assert finish(start_job("any", {}, tmp_path / "run")).state == FINISHED
+
+
+def test_cancelled_it_ends_by_itself(tmp_path: Path, script) -> None:
+    script("(run / 'ready').touch(); time.sleep(60)")
+    job = start_job("any", {}, tmp_path / "run")
+    while not (tmp_path / "run" / "ready").exists():
+        time.sleep(0.01)
+    job.cancel()
+    assert job.state == STOPPING
+    job.cancel()
+    assert finish(job, 5).state == STOPPED
+    assert job.message == "Stopped."
+
+
+def test_one_that_will_not_end_is_killed_with_its_children(tmp_path: Path, script, monkeypatch) -> None:
+    monkeypatch.setattr(Job, "SECONDS_TO_END", 0.3)
+    script(
+        "import signal, subprocess; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "(run / 'ready').write_text(str(p.pid)); time.sleep(60)"
+    )
+    job = start_job("any", {}, tmp_path / "run")
+    ready = tmp_path / "run" / "ready"
+    while not (ready.exists() and ready.read_text()):
+        time.sleep(0.01)
+    began = time.monotonic()
+    job.cancel()
+    assert finish(job, 5).state == STOPPED
+    assert 0.25 < time.monotonic() - began < 3
+    grandchild = int(ready.read_text())
+    end = time.monotonic() + 5
+    while Path(f"/proc/{grandchild}").exists() and time.monotonic() < end:
+        if "Z" in Path(f"/proc/{grandchild}/stat").read_text().split()[2]:
+            break
+        time.sleep(0.02)
+    else:
+        assert not Path(f"/proc/{grandchild}").exists()
+
+
+def test_one_that_was_done_before_the_cancel_arrived_is_finished(tmp_path: Path, script) -> None:
+    script("(run / 'result.json').write_text('{}')")
+    job = start_job("any", {}, tmp_path / "run")
+    time.sleep(0.5)
+    job.cancel()
+    assert finish(job).state == FINISHED
+
+
+def test_a_process_of_somebody_else_is_followed_and_stopped(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time, pathlib; run = pathlib.Path(sys.argv[1])\n"
+        "from HybridMIMLib.config import Run\n"
+        "from HybridMIMLib.runs import carry_out\n"
+        "def work(path, events):\n"
+        "    phase = events.phase('pretrain', 9); phase.progress(4, {}, {'a': 1}); time.sleep(60); return {}\n"
+        "import signal\n"
+        "def end(*a): raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "carry_out('train', Run(output=str(run)), work)"
+    )
+    assert attach_job(tmp_path / "run") is None
+    other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run")], stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        job = None
+        while (job is None or job.progress.step < 4) and time.monotonic() < end:
+            job = job or attach_job(tmp_path / "run")
+            if job:
+                job.update()
+            time.sleep(0.05)
+        assert job is not None and job.state == RUNNING and job.progress.step == 4
+        job.cancel()
+        other.wait(10)
+        assert finish(job).state == STOPPED
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_process_of_somebody_else_that_dies_has_failed(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (tmp_path / "run.pid").write_text(f"{other.pid}\n")
+    job = attach_job(tmp_path)
+    assert job is not None and job.update()
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    assert finish(job).state == FAILED
+    assert "ended without a result" in job.message
+
+
+def test_a_script_waits_and_may_stop(tmp_path: Path, script) -> None:
+    script("time.sleep(60)")
+    seen = []
+
+    def stop(job: Job) -> None:
+        seen.append(job.state)
+        job.cancel()
+
+    with pytest.raises(RunError, match=r"Stopped\."):
+        start_job("any", {}, tmp_path / "run").wait(stop)
+    assert seen[0] == RUNNING

@@ -1,0 +1,85 @@
+"""Events as a panel sees them, sound ones and damaged ones."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from HybridMIMLib.events import Event, EventLog, EventReader
+from HybridMIMLib.slicer_side.progress import RunProgress
+
+
+def test_it_takes_in_what_a_run_tells(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.message("16 scans")
+    log.warning("skipped: a.nii.gz: truncated")
+    phase = log.phase("pretrain", 10)
+    phase.progress(2, {"total": 2.0, "partial": 1.0}, {"accuracy": 0.5})
+    phase.progress(5, {"total": 1.5}, {"accuracy": 0.75})
+    progress = RunProgress()
+    for event in EventReader(tmp_path / "events.jsonl").read():
+        progress.take(event)
+    assert (progress.phase, progress.step, progress.steps, progress.fraction) == ("pretrain", 5, 10, 0.5)
+    assert {name: (v.first, v.now) for name, v in progress.values.items()} == {
+        "total": (2.0, 1.5),
+        "partial": (1.0, 1.0),
+        "accuracy": (0.5, 0.75),
+    }
+    assert progress.lines == ["16 scans", "warning: skipped: a.nii.gz: truncated"]
+    assert progress.warnings == ["skipped: a.nii.gz: truncated"]
+    assert progress.describe().startswith("Pre-training, step 5 of 10, 0:0")
+    assert progress.outcome == ""
+
+
+def test_a_new_phase_begins_with_new_values() -> None:
+    progress = RunProgress()
+    progress.take({"kind": "progress", "phase": "pretrain", "step": 1, "steps": 2, "losses": {"total": 3.0}})
+    progress.take({"kind": "phase", "phase": "finetune", "step": 0, "steps": 4})
+    assert progress.values == {}
+    assert progress.describe() == "Fine-tuning, step 0 of 4"
+
+
+def test_a_run_that_is_continued_has_not_ended() -> None:
+    progress = RunProgress()
+    progress.take({"kind": "end", "outcome": "stopped", "message": "stopped"})
+    assert progress.outcome == "stopped"
+    progress.take({"kind": "phase", "phase": "finetune", "step": 3, "steps": 4})
+    assert progress.outcome == ""
+
+
+def test_before_the_first_event_and_in_a_phase_of_one_step_nothing_is_promised() -> None:
+    progress = RunProgress()
+    assert (progress.describe(), progress.fraction) == ("Starting", None)
+    progress.take({"kind": "phase", "phase": "segment", "step": 0, "steps": 1})
+    assert (progress.describe(), progress.fraction) == ("Segmenting", None)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"kind": None},
+        {"kind": "progress"},
+        {"kind": "progress", "phase": "x", "step": "many", "steps": 3},
+        {"kind": "progress", "phase": ["x"], "step": 1, "steps": 3},
+        {"kind": "progress", "phase": "x", "step": True, "steps": 3},
+        {"kind": "progress", "phase": "x", "step": math.nan, "steps": math.inf},
+        {"kind": "message"},
+        {"kind": "message", "message": ""},
+        {"kind": "phase", "phase": None, "step": 1, "steps": 1},
+    ],
+)
+def test_what_is_no_event_is_passed_over(event: Event) -> None:
+    progress = RunProgress()
+    progress.take(event)
+    assert progress == RunProgress()
+
+
+def test_values_that_are_no_numbers_are_passed_over() -> None:
+    progress = RunProgress()
+    losses = {"a": None, "b": "x", "c": math.nan, "d": 1, "e": {"f": 1}}
+    progress.take({"kind": "progress", "phase": "x", "step": 9, "steps": 3, "losses": losses, "metrics": [1]})
+    assert list(progress.values) == ["d"]
+    assert progress.fraction == 1.0
