@@ -30,7 +30,7 @@ def model_name(folder: str | Path) -> str:
 def check_model(folder: str | Path) -> tuple[str, str]:
     """What a package is, for the user, and why it cannot be used; one of the two is empty."""
     if not folder:
-        return "", "No model is chosen: train one in the module HybridMIM Training, or browse for one"
+        return "", "Choose a model; if there is none, train one in the module HybridMIM Training."
     try:
         return describe(read_description(Path(folder))), ""
     except ModelError as error:

@@ -45,6 +45,14 @@ class JobPanel:
         ui.logTextEdit.maximumBlockCount = _LINES
         self._show_idle()
         self.say("")
+        if self._has_values:
+            # Kept after a job, but an empty table tells nothing before the first.
+            ui.valuesTable.visible = False
+            ui.valuesTable.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.Stretch)
+
+    @property
+    def _has_values(self) -> bool:
+        return hasattr(self._ui, "valuesTable")
 
     @property
     def busy(self) -> bool:
@@ -57,6 +65,8 @@ class JobPanel:
         self._ui.logTextEdit.clear()
         self.say("")
         self._ui.cancelButton.enabled = True
+        for widget in (self._ui.statusLabel, self._ui.progressBar):
+            widget.visible = True
         self._show(job)
         self._timer.start()
         self._on_change()
@@ -115,11 +125,12 @@ class JobPanel:
         for line in progress.lines[self._shown :]:
             self._ui.logTextEdit.appendPlainText(line)
         self._shown = len(progress.lines)
-        if hasattr(self._ui, "valuesTable"):
+        if self._has_values:
             self._show_values(job)
 
     def _show_values(self, job: Job) -> None:
         table, values = self._ui.valuesTable, job.progress.values
+        table.visible = table.visible or bool(values)
         table.setRowCount(len(values))
         for row, (name, value) in enumerate(values.items()):
             for column, text in enumerate((name, f"{value.first:.4g}", f"{value.now:.4g}")):
@@ -131,6 +142,5 @@ class JobPanel:
 
     def _show_idle(self) -> None:
         self._ui.cancelButton.enabled = False
-        self._ui.progressBar.setRange(0, 1000)
-        self._ui.progressBar.value = 0
-        self._ui.statusLabel.text = ""
+        for widget in (self._ui.statusLabel, self._ui.progressBar):
+            widget.visible = False

@@ -9,7 +9,8 @@ from typing import Any
 from HybridMIMLib.events import Event, duration
 
 PHASES = {
-    "prepare": "Preparing scans",
+    "check scans": "Checking scans",
+    "prepare scans": "Preparing scans",
     "pretrain": "Pre-training",
     "finetune": "Fine-tuning",
     "segment": "Segmenting",
@@ -31,10 +32,10 @@ class RunProgress:
     A log that was damaged may hold anything: what is not a number, or not text, is passed over.
 
     Attributes:
-        phase: prepare, pretrain, finetune, segment …; empty before the first.
+        phase: check scans, prepare scans, pretrain, finetune, segment …; empty before the first.
         step, steps: how far, of how many, in this phase.
         seconds_left: until the end of the phase, or None while unknown.
-        values: losses and metrics of this phase, by name.
+        values: losses ("loss: dice") and metrics ("validation Liver") of this phase, by name.
         lines: messages, in their order; warnings begin with "warning: ".
         warnings: the messages that the user should act on.
         outcome: finished, stopped or failed, once the log says so; what the log says last counts.
@@ -89,10 +90,11 @@ class RunProgress:
         # A run that is continued begins its phases anew and has not ended yet.
         self.phase, self.step, self.steps, self.outcome = phase, int(step), int(steps), ""
         self.seconds_left = _number(event.get("seconds_left"))
-        for kind in ("losses", "metrics"):
+        # A loss may be called dice, and a score too; one should fall, the other rise.
+        for kind, prefix in (("losses", "loss: "), ("metrics", "")):
             values = event.get(kind)
             for name, value in values.items() if isinstance(values, dict) else ():
-                self._take_value(str(name), _number(value))
+                self._take_value(f"{prefix}{name}", _number(value))
 
     def _take_value(self, name: str, value: float | None) -> None:
         if value is None:

@@ -142,14 +142,14 @@ def segment(
 
 
 def why_not(volume: Node | None) -> str:
-    """Why a node cannot be segmented, as a sentence without a full stop; empty if it can."""
+    """Why a node cannot be segmented, as a sentence; empty if it can."""
     if volume is None:
-        return "No volume is chosen"
+        return "Choose a volume; if there is none, load one with File > Add Data."
     image = volume.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0:
-        return f"Volume {volume.GetName()} holds no voxels"
+        return f"Volume {volume.GetName()} holds no voxels."
     if min(image.GetDimensions()) < 2:
-        return f"Volume {volume.GetName()} is a single slice"
+        return f"Volume {volume.GetName()} is a single slice; the models need volumes."
     return ""
 
 
@@ -165,10 +165,10 @@ def read_labels(file: Path, volume: Node) -> np.ndarray:
         LabelError: it cannot be read, or has another shape.
     """
     # Slicer ships SimpleITK.
-    import SimpleITK as sitk
+    import SimpleITK
 
     try:
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).transpose(2, 1, 0)
+        labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))).transpose(2, 1, 0)
     except (RuntimeError, ValueError) as error:
         raise LabelError(f"{file}: the result cannot be read ({error})", cure="Segment the volume again.") from error
     if labels.shape != volume.GetImageData().GetDimensions():

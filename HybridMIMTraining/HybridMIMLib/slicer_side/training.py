@@ -42,12 +42,12 @@ class TrainingSettings:
     device: str = "auto"
 
     def why_not(self) -> str:
-        """Why training cannot start, as a sentence without a full stop; empty if it can."""
+        """Why training cannot start, as a sentence; empty if it can."""
         if not self.unlabelled and not self.labelled:
-            return "Choose a folder of unlabelled scans, a folder of labelled scans, or both"
+            return "Choose a folder of unlabelled scans, a folder of labelled scans, or both."
         for kind, folder in (("unlabelled", self.unlabelled), ("labelled", self.labelled)):
             if folder and not Path(folder).is_dir():
-                return f"The folder of {kind} scans is not there: {folder}"
+                return f"The folder of {kind} scans is not there: {folder}. Choose another."
         return ""
 
     def options(self) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     monkeypatch.setitem(sys.modules, "slicer.packaging", pip)
     monkeypatch.setattr(slicer, "packaging", pip, raising=False)
     torch = types.ModuleType("PyTorchUtils")
-    torch.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    torch.__spec__ = ModuleSpec("PyTorchUtils", None)
 
     class PyTorchUtilsLogic:
         def installTorch(self, askConfirmation: bool, torchVersionRequirement: str) -> object:  # noqa: N802

@@ -36,7 +36,7 @@ def test_a_model_in_words(tmp_path: Path) -> None:
 def test_what_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert check_model("") == (
         "",
-        "No model is chosen: train one in the module HybridMIM Training, or browse for one",
+        "Choose a model; if there is none, train one in the module HybridMIM Training.",
     )
     about, problem = check_model(tmp_path / "gone")
     assert about == "" and "gone: is not a model package" in problem

@@ -23,8 +23,8 @@ def test_it_takes_in_what_a_run_tells(tmp_path: Path) -> None:
         progress.take(event)
     assert (progress.phase, progress.step, progress.steps, progress.fraction) == ("pretrain", 5, 10, 0.5)
     assert {name: (v.first, v.now) for name, v in progress.values.items()} == {
-        "total": (2.0, 1.5),
-        "partial": (1.0, 1.0),
+        "loss: total": (2.0, 1.5),
+        "loss: partial": (1.0, 1.0),
         "accuracy": (0.5, 0.75),
     }
     assert progress.lines == ["16 scans", "warning: skipped: a.nii.gz: truncated"]
@@ -81,5 +81,5 @@ def test_values_that_are_no_numbers_are_passed_over() -> None:
     progress = RunProgress()
     losses = {"a": None, "b": "x", "c": math.nan, "d": 1, "e": {"f": 1}}
     progress.take({"kind": "progress", "phase": "x", "step": 9, "steps": 3, "losses": losses, "metrics": [1]})
-    assert list(progress.values) == ["d"]
+    assert list(progress.values) == ["loss: d"]
     assert progress.fraction == 1.0
