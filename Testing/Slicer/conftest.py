@@ -55,14 +55,20 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingSettings, "options", lambda self: {**small, **whole(self)})
 
 
-@pytest.fixture
-def picture(host: Host) -> Callable[[str], None]:
-    """Save the open panel as ``build/pictures/NAME.png``, to be looked at; it must show something."""
+@pytest.fixture(scope="session")
+def pictures() -> Path:
+    """Where pictures are kept, to be looked at."""
     folder = REPOSITORY / "build" / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def picture(host: Host, pictures: Path) -> Callable[[str], None]:
+    """Save the open panel as ``build/pictures/NAME.png``; it must show something."""
 
     def save(name: str) -> None:
-        file = host.picture(folder / f"{name}.png")
+        file = host.picture(pictures / f"{name}.png")
         pixels = np.asarray(Image.open(file).convert("L"))
         assert pixels.shape[1] <= 440, "wider than Slicer's panel: something in it cannot be narrow"
         assert len(np.unique(pixels)) > 10, "the picture is empty"
