@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.scans import write_label_map, write_nifti
+from HybridMIMLib.slicer_side.jobs import Job
 
 UNICODE_NAME = "Lékař ünï 数 a b"
 
@@ -54,6 +56,15 @@ def hybridmim(*arguments: object, **options: Any) -> subprocess.CompletedProcess
 def tiny_options() -> list[str]:
     """:data:`TINY` as options of the command line."""
     return [f"--{name}.{key}={value}" for name, section in TINY.items() for key, value in section.items()]
+
+
+def finish(job: Job, seconds: float = 120) -> Job:
+    """Update a job until it has ended."""
+    end = time.monotonic() + seconds
+    while job.update():
+        assert time.monotonic() < end, "the job does not end"
+        time.sleep(0.02)
+    return job
 
 
 def save_threshold_model(folder: Path, name: str = "Threshold") -> Path:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import finish
 
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventLog
@@ -30,14 +31,6 @@ def script(monkeypatch: pytest.MonkeyPatch):
         )
 
     return use
-
-
-def finish(job: Job, seconds: float = 20) -> Job:
-    end = time.monotonic() + seconds
-    while job.update():
-        assert time.monotonic() < end, "the job does not end"
-        time.sleep(0.02)
-    return job
 
 
 def test_the_library_itself_is_started_and_its_result_taken(tmp_path: Path, blobs: Path) -> None:

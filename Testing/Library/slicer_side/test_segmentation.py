@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ pytest.importorskip("slicer", reason="needs slicer-core")
 
 import slicer
 import vtk
-from small_runs import UNICODE_NAME, save_threshold_model
+from small_runs import UNICODE_NAME, finish, save_threshold_model
 
 from HybridMIMLib.data.model_description import ModelDescription, read_description
 from HybridMIMLib.errors import DataError, LabelError, ModelError, RunError
@@ -73,14 +72,6 @@ def contents(scene: object) -> list[str]:
 def leftovers(folder: Path) -> list[str]:
     """What jobs left; a scene keeps a folder of its own as long as it lives."""
     return [one.name for one in folder.iterdir() if not one.name.startswith("hybridmim-scene")]
-
-
-def finish(job: Job, seconds: float = 60) -> Job:
-    end = time.monotonic() + seconds
-    while job.update():
-        assert time.monotonic() < end, "the job does not end"
-        time.sleep(0.02)
-    return job
 
 
 @pytest.mark.parametrize("kind", AFFINES)

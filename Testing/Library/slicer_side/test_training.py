@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import TINY, UNICODE_NAME
+from small_runs import TINY, UNICODE_NAME, finish
 
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, STOPPED, Job
@@ -30,14 +30,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = TrainingSettings.options
     small = {f"{part}.{k}": v for part, values in TINY.items() for k, v in values.items() if k != "steps"}
     monkeypatch.setattr(TrainingSettings, "options", lambda self: {**small, **whole(self)})
-
-
-def finish(job: Job, seconds: float = 120) -> Job:
-    end = time.monotonic() + seconds
-    while job.update():
-        assert time.monotonic() < end, "the job does not end"
-        time.sleep(0.02)
-    return job
 
 
 def work_until_step(job: Job, step: int) -> int:
