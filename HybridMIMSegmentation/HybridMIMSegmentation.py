@@ -73,14 +73,16 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.models = ModelChooser(self.ui, on_chosen=self.selectModel)
-        self.panel = JobPanel(self.ui, on_end=self._onEnd, on_change=self._update)
+        self.panel = JobPanel(self.ui, on_end=lambda job: job.message, on_change=self._update)
         self.ui.applyButton.connect("clicked(bool)", self.onApply)
         self.parameters = SceneParameters(self.logic.getParameterNode, self.ui, self._onBound, self._update)
         self.parameters.bind()
 
     def enter(self):
         if self.logic:
-            self.parameters.bind()
+            # Models may have come, and gone, while another module was shown.
+            self._onBound()
+            self._update()
 
     def exit(self):
         """Another module is shown; a job goes on, and the panel with it."""
@@ -99,6 +101,9 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
         from HybridMIMLib.errors import HybridMIMError
         from HybridMIMLib.slicer_side.environment import install_packages, missing_packages
 
+        # While packages are installed the button could be pressed once more.
+        self.ui.applyButton.enabled = False
+        self.panel.say("")
         try:
             missing = missing_packages()
             if missing:
@@ -107,16 +112,16 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
             self.panel.follow(self.logic.start(node.inputVolume, node.model))
         except HybridMIMError as error:
             self.panel.say(str(error), is_error=True)
-
-    def _onEnd(self, job):
-        warnings = [text for text in job.progress.warnings if not text.startswith("skipped")]
-        return "\n".join([job.message, *warnings])
+            self.models.show(self.parameters.node.model)
+        finally:
+            self._update()
 
     def _onBound(self):
         """The first volume and the newest model are chosen where none is."""
         node = self.parameters.node
         if not node.inputVolume:
-            node.inputVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            # As the list has them: without hidden ones, label maps and other kinds of volumes.
+            node.inputVolume = self.ui.inputVolumeSelector.nodeFromIndex(0)
         self.models.show(node.model)
         node.model = self.models.chosen
 
@@ -126,7 +131,7 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
         node, busy = self.parameters.node, self.panel.busy
         if node and node.model != self.models.chosen:
             self.models.show(node.model)
-        reason = why_not(node.inputVolume if node else None) or self.models.problem
+        reason = why_not(node.inputVolume if node else None, self.models.model) or self.models.problem
         self.ui.applyButton.enabled = not reason and not busy
         self.ui.applyButton.toolTip = reason or _("Segment the volume in a process of its own.")
         self.ui.hintLabel.text = reason

@@ -81,7 +81,6 @@ class HybridMIMTrainingWidget(ScriptedLoadableModuleWidget):
         self._attach()
 
     def enter(self):
-        self.parameters.bind()
         self.models.show()
         self._attach()
 
@@ -97,6 +96,9 @@ class HybridMIMTrainingWidget(ScriptedLoadableModuleWidget):
         from HybridMIMLib.errors import HybridMIMError
         from HybridMIMLib.slicer_side.environment import install_packages, missing_packages
 
+        # While packages are installed the button could be pressed once more.
+        self.ui.startButton.enabled = False
+        self.panel.say("")
         try:
             missing = missing_packages()
             if missing:
@@ -106,6 +108,8 @@ class HybridMIMTrainingWidget(ScriptedLoadableModuleWidget):
                 pathLineEdit.addCurrentPathToHistory()
         except HybridMIMError as error:
             self.panel.say(str(error), is_error=True)
+        finally:
+            self._updateButtons()
 
     def onUseModel(self):
         """Go to the other module with the model that is marked in the list."""
@@ -123,7 +127,7 @@ class HybridMIMTrainingWidget(ScriptedLoadableModuleWidget):
     def _onEnd(self, job):
         text = self.logic.takeEnd(job)
         self.models.show(job.result.get("model"))
-        return "\n".join([text, *job.progress.warnings])
+        return text
 
     def _folderWidgets(self):
         return {

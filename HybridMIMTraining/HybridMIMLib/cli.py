@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_type_hints
+from typing import Any, Optional, get_type_hints
 
 import HybridMIMLib
 from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict, user_path
@@ -109,11 +109,20 @@ def parse(command: str, arguments: Sequence[str]) -> Run:
         values = _parser(command).parse_args(_configs_first(arguments)).as_dict()
     except (ArgumentError, argparse.ArgumentError) as error:
         raise SettingsError(_explain(str(error)), cure=f"See {PROGRAM} {command} --help.") from error
+    values.update(_texts(arguments))
     configs = values.pop("config", None) or []
     if any(_is_of_another(command, Path(str(file))) for file in configs):
         # Its settings are wanted, its folder is taken.
         values["output"] = _option(arguments, "--output")
     return from_dict(values)
+
+
+def _texts(arguments: Sequence[str]) -> dict[str, str]:
+    """Paths and names as they were given: for the parser of YAML a folder called ``null`` is nothing."""
+    hints = get_type_hints(Run)
+    names = [one.name for one in dataclasses.fields(Run) if hints[one.name] == Optional[str]]
+    given = {name: _option(arguments, f"--{name}") for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _configs_first(arguments: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,12 +35,10 @@ class EventLog:
 
     Args:
         path: ``events.jsonl`` of a run folder, or None.
-        on_event: called with every event after it was written, e.g. to beat the run's heart.
     """
 
-    def __init__(self, path: Path | None = None, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._on_event = on_event
         self._lock = threading.Lock()
         self.warnings: list[str] = []
 
@@ -56,8 +54,6 @@ class EventLog:
             with self._lock, disk_errors(self.path), open(self.path, "ab+") as handle:
                 # Names of files that are no UTF-8 come as lone surrogates, for which JSON has \udc.. too.
                 handle.write(_end_torn_line(handle) + line.encode("utf-8", "backslashreplace"))
-        if self._on_event is not None:
-            self._on_event(event)
 
     def message(self, text: str) -> None:
         """Say something that is good to know."""

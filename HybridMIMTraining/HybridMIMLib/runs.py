@@ -4,7 +4,7 @@
 ``run.yaml``          the settings; any command accepts them back with ``--config``
 ``about.json``        the command, versions of everything, the machine, when it began
 ``events.jsonl``      what happened (:mod:`HybridMIMLib.events`)
-``run.pid``           process that works on it now; ``heartbeat`` is touched while it lives
+``run.pid``           process that works on it now, and when that began; ``heartbeat`` is touched while it lives
 ``log.txt``           what the process printed; written by whoever started it, before the run begins
 ``checkpoint.pt``     where to continue (tensors and numbers alone)
 ``result.json``       written last: the run is finished, and what it made
@@ -18,9 +18,12 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +31,7 @@ from typing import Any
 
 from HybridMIMLib.config import Run, differences, from_dict, to_dict, user_path, workspace
 from HybridMIMLib.errors import DiskError, HybridMIMError, RunError, SettingsError
-from HybridMIMLib.events import Event, EventLog
+from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import TEMPORARY, disk_errors, make_folder, read_json, write_json, write_text
 
 PACKAGES = (
@@ -50,6 +53,12 @@ PACKAGES = (
 # What may differ when a run is continued: where it lies and what it is computed on.
 _MAY_DIFFER = {"output", "store", "device"}
 
+COMMAND = "command"
+"""How ``run.pid`` marks a process that was started as ``python -m HybridMIMLib …``."""
+
+_SECONDS_BETWEEN_BEATS, _SECONDS_WITHOUT_BEAT = 5.0, 60.0
+_QUERY, _STILL_ACTIVE = 0x1000, 259
+
 _INPUTS = ("split.json", "scans.json")
 _MADE_NOTHING = {
     *("run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "log.txt", "plan.json", "store"),
@@ -68,8 +77,7 @@ class RunFolder:
 
     def __init__(self, path: Path, command: str, settings: Run) -> None:
         self.path, self.command, self.settings = path, command, settings
-        self._last_beat = 0.0
-        self.events = EventLog(path / "events.jsonl", on_event=self._beat)
+        self.events = EventLog(path / "events.jsonl")
 
     @classmethod
     def open(cls, command: str, settings: Run) -> RunFolder:
@@ -102,7 +110,12 @@ class RunFolder:
     @contextmanager
     def at_work(self) -> Iterator[EventLog]:
         """Hold the folder while working; the last event says how it ended, whatever happens."""
-        write_text(self.path / "run.pid", f"{os.getpid()} {_start_of(os.getpid())}\n")
+        kind = COMMAND if _is_command() else "library"
+        with disk_errors(self.path / "heartbeat"):
+            (self.path / "heartbeat").touch()
+        write_text(self.path / "run.pid", f"{os.getpid()}\n{_start_of(os.getpid())}\n{kind}\n")
+        ended = threading.Event()
+        threading.Thread(target=self._beat, args=(ended,), daemon=True).start()
         try:
             yield self.events
         except KeyboardInterrupt:
@@ -117,6 +130,7 @@ class RunFolder:
         else:
             self._end("finished", f"done: {self.path}")
         finally:
+            ended.set()
             (self.path / "run.pid").unlink(missing_ok=True)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -161,10 +175,10 @@ class RunFolder:
                 cure="Give the same settings (--config) to continue it, or another --output.",
             )
 
-    def _beat(self, event: Event) -> None:
-        if time.monotonic() - self._last_beat > 1.0:
-            self._last_beat = time.monotonic()
-            with disk_errors(self.path / "heartbeat"):
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(_SECONDS_BETWEEN_BEATS):
+            # A disk that is full for the moment must not end this thread; the run itself tells of it.
+            with suppress(OSError):
                 (self.path / "heartbeat").touch()
 
     def _end(self, outcome: str, message: str) -> None:
@@ -236,17 +250,33 @@ def load_settings(path: Path) -> Run:
 
 
 def living_owner(path: Path) -> int | None:
-    """Process number of whoever works on the run in ``path``, or None."""
+    """Process number of whoever works on the run in ``path``, or None.
+
+    After a kill or a reboot the number may have gone to another process. That one began at another time; where the
+    system does not tell when, a heart that beats no more gives it away.
+    """
     try:
-        first, *rest = (path / "run.pid").read_text().split()
-        number = int(first)
+        number_text, began, *_ = (path / "run.pid").read_text().split("\n")
+        number = int(number_text)
     except (OSError, ValueError):
         return None
     if not (0 < number < 2**31 and _is_alive(number)):
         return None
-    # After a kill or a reboot the number may have gone to another process, which began at another time.
-    began = _start_of(number)
-    return None if rest and began and rest[0] != began else number
+    begins = _start_of(number)
+    if began and begins:
+        return number if began == begins else None
+    return number if _beats(path / "heartbeat") else None
+
+
+def is_command(path: Path) -> bool:
+    """Whether the owner of a run is a command of ours, which may be asked to end.
+
+    A Python session, or Slicer itself, in which somebody called the library, may not.
+    """
+    try:
+        return (path / "run.pid").read_text().split("\n")[2] == COMMAND
+    except (OSError, IndexError):
+        return False
 
 
 def versions() -> dict[str, str]:
@@ -278,13 +308,37 @@ def new_path(command: str) -> Path:
     return next(p for n in range(1000) if not (p := base if n == 0 else base.with_name(f"{base.name}-{n}")).exists())
 
 
+def _is_command() -> bool:
+    """Whether this process is ``python -m HybridMIMLib …``."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name.split(".")[0] == __name__.split(".")[0]
+
+
+def _beats(heartbeat: Path) -> bool:
+    try:
+        return abs(time.time() - heartbeat.stat().st_mtime) < _SECONDS_WITHOUT_BEAT
+    except OSError:
+        return False
+
+
 def _start_of(number: int) -> str:
-    """When a process began, in the kernel's own count; empty where the system does not tell."""
+    """When a process began, in whatever words the system has for it; empty where it does not tell."""
+    if os.name == "nt":
+        return _start_on_windows(number)
     try:
         # The name in brackets may hold spaces; the fields after it are counted from the last bracket.
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
+        return _start_by_ps(number)
+
+
+def _start_by_ps(number: int) -> str:
+    command = ["ps", "-o", "lstart=", "-p", str(number)]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False, env={"LC_ALL": "C"})
+    except (OSError, subprocess.SubprocessError):
         return ""
+    return " ".join(told.stdout.split())
 
 
 def _is_alive(number: int) -> bool:
@@ -296,15 +350,35 @@ def _is_alive(number: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # One that has ended and whose parent has not looked yet; without an init process for ever.
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def _is_alive_on_windows(number: int) -> bool:
-    # os.kill(pid, 0) would end the process on Windows.
+    # os.kill(pid, 0) would end the process on Windows; and one that has ended can be opened while others hold it.
     import ctypes
 
     kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
-    handle = kernel.OpenProcess(0x1000, False, number)
-    if handle:
-        kernel.CloseHandle(handle)
-    return bool(handle)
+    handle = kernel.OpenProcess(_QUERY, False, number)
+    if not handle:
+        return False
+    code = ctypes.c_ulong()
+    told = kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return not told or code.value == _STILL_ACTIVE
+
+
+def _start_on_windows(number: int) -> str:
+    import ctypes
+
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+    handle = kernel.OpenProcess(_QUERY, False, number)
+    if not handle:
+        return ""
+    times = [ctypes.c_ulonglong() for _ in range(4)]
+    told = kernel.GetProcessTimes(handle, *(ctypes.byref(one) for one in times))
+    kernel.CloseHandle(handle)
+    return str(times[0].value) if told else ""

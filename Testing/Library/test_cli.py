@@ -227,3 +227,10 @@ def test_a_path_that_the_terminal_cannot_print_does_not_end_a_finished_job(blobs
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.parametrize("text", ["null", "~", "#3 liver", "&a", "[a]", "1.5", "yes", "a: b", " x"])
+def test_a_folder_called_null_is_a_folder(text: str) -> None:
+    """What is nothing, a number or a list to a parser of YAML is a name here."""
+    assert parse("train", [f"--labelled={text}", f"--name=x {text}"]).labelled == text
+    assert parse("train", ["--labelled", "x", "--name", text.strip()]).name == text.strip()

@@ -19,9 +19,20 @@ class Clock:
         monkeypatch.setattr("HybridMIMLib.events.time.monotonic", lambda: self.now)
 
 
+class KeptLog(EventLog):
+    """Keeps what is written, in place of a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+
+    def write(self, kind: str, **content: object) -> None:
+        self.events.append({"kind": kind, **content})
+
+
 def collect() -> tuple[EventLog, list[Event]]:
-    events: list[Event] = []
-    return EventLog(on_event=events.append), events
+    log = KeptLog()
+    return log, log.events
 
 
 def test_events_come_back_in_order(unicode_folder: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from HybridMIMLib import runs
 from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.errors import DataError, DiskError, RunError, SettingsError
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json, write_json
-from HybridMIMLib.runs import RunFolder, living_owner, load_settings, new_path, save_settings
+from HybridMIMLib.runs import RunFolder, is_command, living_owner, load_settings, new_path, save_settings
 
 
 def settings(folder: Path, **others: Any) -> Run:
@@ -113,7 +116,8 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path, made_something: bool) -> None:
     run = begun(tmp_path) if made_something else RunFolder.open("pretrain", settings(tmp_path))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        (run.path / "run.pid").write_text(f"{other.pid}\n")
+        (run.path / "run.pid").write_text(f"{other.pid}\n\ncommand\n")
+        (run.path / "heartbeat").touch()
         assert f"process {other.pid} is working" in refused(tmp_path)
         assert living_owner(run.path) == other.pid
         other.communicate(b"\n")
@@ -226,9 +230,56 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_process_number_that_went_to_another_process_is_passed_over(tmp_path: Path) -> None:
     """The parent process lives, but it did not begin when the run's owner did."""
-    (tmp_path / "run.pid").write_text(f"{os.getppid()} 1")
-    expected = None if Path(f"/proc/{os.getppid()}/stat").exists() else os.getppid()
-    assert living_owner(tmp_path) == expected
+    (tmp_path / "run.pid").write_text(f"{os.getppid()}\n1\ncommand\n")
+    (tmp_path / "heartbeat").touch()
+    assert living_owner(tmp_path) is None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_where_the_system_does_not_tell_the_heart_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    monkeypatch.setattr(runs, "_start_of", lambda _: "")
+    (tmp_path / "run.pid").write_text(f"{os.getppid()}\n{'1' if told else ''}\ncommand\n")
+    assert living_owner(tmp_path) is None
+    (tmp_path / "heartbeat").touch()
+    assert living_owner(tmp_path) == os.getppid()
+    os.utime(tmp_path / "heartbeat", (0, time.time() - 3600))
+    assert living_owner(tmp_path) is None
+
+
+def test_a_process_that_has_ended_and_waits_for_its_parent_owns_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as other:
+        while Path(f"/proc/{other.pid}/stat").exists() and " Z " not in Path(f"/proc/{other.pid}/stat").read_text():
+            time.sleep(0.01)
+        (tmp_path / "run.pid").write_text(f"{other.pid}\n\ncommand\n")
+        (tmp_path / "heartbeat").touch()
+        assert living_owner(tmp_path) is None
+
+
+def test_ps_tells_when_a_process_began() -> None:
+    if shutil.which("ps") is None:
+        pytest.skip("there is no ps here")
+    assert runs._start_by_ps(os.getpid()) == runs._start_by_ps(os.getpid()) != ""
+    assert runs._start_by_ps(2**30) == ""
+
+
+def test_the_heart_beats_while_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_BEATS", 0.05)
+    run = begun(tmp_path)
+    with run.at_work():
+        os.utime(run.path / "heartbeat", (0, 0))
+        end = time.monotonic() + 10
+        while (run.path / "heartbeat").stat().st_mtime == 0:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+def test_a_run_in_a_python_session_is_marked_as_one(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    with run.at_work():
+        assert living_owner(run.path) == os.getpid()
+        assert not is_command(run.path)
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qt
 import slicer
 from SlicerHost import Host, dialogs, packages
 from small_runs import save_threshold_model
@@ -270,6 +271,51 @@ def test_missing_packages_are_installed_only_after_a_question(
     packages.announce("installed")
     apply_and_wait(host, panel)
     assert len(packages.calls()) == 1 and len(segmentations()) == 1
+
+
+def test_only_volumes_of_the_list_are_chosen_by_themselves(slicer_with_modules: Host, model: Path) -> None:
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Labels")
+    hidden = add_box("Hidden")
+    hidden.SetHideFromEditors(True)
+    panel = slicer_with_modules.open_module("HybridMIMSegmentation")
+    assert panel.parameters.node.inputVolume is None and not panel.ui.applyButton.enabled
+    panel.parameters.node.inputVolume = labels
+    assert not panel.ui.applyButton.enabled, "as a scene from elsewhere might have it"
+
+
+def test_an_error_in_a_look_ends_the_job_and_not_the_panel(
+    host: Host, panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from HybridMIMLib.slicer_side import segmentation
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect of ours")
+
+    choose(panel, add_box())
+    monkeypatch.setattr(segmentation, "read_labels", fail)
+    apply_and_wait(host, panel)
+    assert "Unexpected error: RuntimeError: a defect of ours" in panel.ui.messageLabel.text
+    assert segmentations() == []
+    monkeypatch.undo()
+    apply_and_wait(host, panel)
+    assert len(segmentations()) == 1
+
+
+def test_names_are_shown_as_they_are(host: Host, panel: Any) -> None:
+    choose(panel, add_box('<h1>Big</h1> & "quoted"'))
+    panel.ui.applyButton.click()
+    panel.ui.cancelButton.click()
+    host.wait_until(lambda: not panel.panel.busy, 20, "the end")
+    for label in (panel.ui.messageLabel, panel.ui.hintLabel, panel.ui.modelInfoLabel, panel.ui.statusLabel):
+        assert label.textFormat == qt.Qt.PlainText
+
+
+def test_two_models_of_one_name_are_told_apart(host: Host, panel: Any, workspace: Path) -> None:
+    save_threshold_model(workspace / "runs" / "Later" / "fine-tuning" / "model", "Box 数")
+    host.open_module("HybridMIMTraining")
+    host.open_module("HybridMIMSegmentation")
+    texts = {panel.ui.modelComboBox.itemText(index) for index in range(2)}
+    assert texts == {"Box 数 (2026-01-02 03:04)"} and panel.ui.modelComboBox.count == 2
 
 
 def test_the_logic_works_from_the_python_console(host: Host, panel: Any, model: Path) -> None:

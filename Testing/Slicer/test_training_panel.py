@@ -113,9 +113,10 @@ def test_cancel_leaves_no_process_and_start_continues(
     job = panel.panel.job
     panel.ui.cancelButton.click()
     wait_for_end(host, panel, 20)
-    assert panel.ui.messageLabel.text.startswith("Stopped. Start continues where it was")
+    assert panel.ui.messageLabel.text == "Stopped. Start continues it."
     assert not job._process.running and living_owner(job.folder) is None
     picture("training stopped")
+    assert slicer.app.userSettings().value("ctkPathLineEdit/HybridMIM/labelledPathLineEdit")
     panel.ui.startButton.click()
     assert panel.panel.job.folder == job.folder
     wait_for_step(host, panel, 4)
@@ -129,7 +130,7 @@ def test_a_killed_run_is_told(host: Host, panel: Any, scans: Path, picture: Call
     wait_for_step(host, panel, 1)
     os.kill(panel.panel.job._process.pid, 9)
     wait_for_end(host, panel, 20)
-    assert "memory ran out" in panel.ui.messageLabel.text and "Start continues" in panel.ui.messageLabel.text
+    assert "memory ran out" in panel.ui.messageLabel.text and "start it again" in panel.ui.messageLabel.text
     picture("training killed")
 
 
@@ -181,6 +182,34 @@ def test_a_run_outlives_reload_and_slicer_and_is_found_again(
     wait_for_end(later, third, 20)
     assert living_owner(folder) is None
     assert third.ui.messageLabel.text == "Stopped."
+
+
+def test_a_run_that_another_slicer_started_is_found_on_entering(
+    host: Host, panel: Any, scans: Path, tiny: None
+) -> None:
+    from HybridMIMLib.slicer_side.training import Trainer, TrainingSettings
+
+    host.open_module("HybridMIMSegmentation")
+    job = Trainer().start(TrainingSettings(str(scans / "unlabelled"), pretraining_steps=100_000))
+    host.wait_until(lambda: living_owner(job.folder), 30, "the other run")
+    host.open_module("HybridMIMTraining")
+    assert panel.panel.busy and panel.panel.job.folder == job.folder
+    panel.ui.cancelButton.click()
+    wait_for_end(host, panel, 20)
+    job.kill()
+
+
+def test_many_warnings_do_not_fill_the_panel(host: Host, panel: Any, scans: Path) -> None:
+    for index in range(5):
+        (scans / "unlabelled" / "images" / f"bad_{index}.nii.gz").write_bytes(b"nothing")
+    fill_in(panel, scans)
+    panel.ui.startButton.click()
+    wait_for_end(host, panel)
+    lines = panel.ui.messageLabel.text.splitlines()
+    assert lines[0].startswith("The model Blobs is ready")
+    assert len([line for line in lines if line.startswith("Warning: skipped")]) == 3
+    assert "more, see the log." in lines[-1]
+    assert panel.ui.logTextEdit.toPlainText().count("skipped") >= 5
 
 
 def test_the_scene_keeps_the_inputs(host: Host, panel: Any, scans: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +23,14 @@ from HybridMIMLib.files import make_folder
 from HybridMIMLib.runs import living_owner
 
 _TAIL = 64 * 1024
+_NO_WINDOW, _NEW_GROUP = 0x08000000, 0x00000200
 
 
 class Process(Protocol):
     """What a job needs to know of the process that does its work."""
+
+    log_begins: int
+    """Bytes of the log that are older than it."""
 
     @property
     def running(self) -> bool:
@@ -42,7 +48,10 @@ class Process(Protocol):
 
 
 class Child:
-    """A process that this one started.
+    """A process that this one started, and all that it starts.
+
+    Slicer's own Python is started by a launcher that neither hands signals on nor ends when the Python behind it
+    does well: the whole group of processes is asked, watched and ended, and not its first one alone.
 
     Args:
         command: program and arguments; they never pass through a shell.
@@ -52,10 +61,14 @@ class Child:
         RunError: the program cannot be started.
     """
 
+    SECONDS_ALONE = 8.0
+    """How long those that were asked to end may outlive the first process."""
+
     def __init__(self, command: Sequence[str], log: Path) -> None:
         make_folder(log.parent)
         try:
             with open(log, "ab") as output:
+                self.log_begins = output.seek(0, os.SEEK_END)
                 self._process = subprocess.Popen(
                     list(command),
                     stdin=subprocess.DEVNULL,
@@ -70,10 +83,24 @@ class Child:
                 cure="Check that this Python can be run, and that the disk is not full.",
             ) from error
         self.pid = self._process.pid
+        self._asked = False
+        self._alone_since: float | None = None
+        self._ended = False
 
     @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        if self._ended:
+            return False
+        if self._process.poll() is None:
+            return True
+        # What was asked to end may still be tidying up behind a launcher; what was not has lost its launcher.
+        self._alone_since = self._alone_since or time.monotonic()
+        patience = self.SECONDS_ALONE if self._asked else 0.0
+        if _group_works(self.pid) and time.monotonic() - self._alone_since < patience:
+            return True
+        _kill_group(self.pid)
+        self._ended = True
+        return False
 
     @property
     def exit_code(self) -> int | None:
@@ -89,19 +116,27 @@ class Child:
 
     def ask_to_end(self) -> None:
         if self.running:
-            _ask_to_end(self.pid)
+            self._asked = True
+            _ask_group_to_end(self.pid)
 
     def kill(self) -> None:
-        # The group may live on when its first process has ended, so it is not asked whether that one runs.
+        if self._ended:
+            return
         _kill_group(self.pid)
-        self._process.wait()
+        try:
+            # One that hangs in a driver ends later; Slicer's window must not wait for it.
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return
+        self._ended = True
 
 
 class OtherProcess:
-    """A process at work on a run folder that another program started, an earlier Slicer for example."""
+    """A command of ours at work on a run folder that another program started, an earlier Slicer for example."""
 
     def __init__(self, folder: Path, pid: int) -> None:
         self._folder, self.pid = folder, pid
+        self.log_begins = 0
 
     @property
     def running(self) -> bool:
@@ -117,7 +152,7 @@ class OtherProcess:
 
     def kill(self) -> None:
         if self.running:
-            _kill_group(self.pid)
+            _kill(self.pid)
 
 
 def library_command(command: str, options: Sequence[str]) -> list[str]:
@@ -126,16 +161,25 @@ def library_command(command: str, options: Sequence[str]) -> list[str]:
 
 
 def python_executable() -> str:
-    """The Python that shares Slicer's packages; outside Slicer the one that runs now."""
-    # Inside Slicer sys.executable is Slicer itself.
-    return shutil.which("PythonSlicer") or sys.executable
+    """The Python that shares Slicer's packages; outside Slicer the one that runs now.
+
+    Raises:
+        RunError: there is none; Slicer itself would be started again.
+    """
+    found = shutil.which("PythonSlicer") or sys.executable or ""
+    if "python" not in Path(found).name.lower():
+        raise RunError(
+            "PythonSlicer, which comes with Slicer, was not found",
+            cure="Start Slicer by its own launcher (the file Slicer, not SlicerApp-real), or install it again.",
+        )
+    return found
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """The last lines of a log that are not blank, whatever bytes are in it."""
+def last_lines(log: Path, count: int, since: int = 0) -> list[str]:
+    """The last lines of a log that are not blank, whatever bytes are in it; ``since`` bytes are passed over."""
     try:
         with open(log, "rb") as handle:
-            handle.seek(max(handle.seek(0, os.SEEK_END) - _TAIL, 0))
+            handle.seek(max(handle.seek(0, os.SEEK_END) - _TAIL, since))
             text = handle.read().decode("utf-8", "replace")
     except OSError:
         return []
@@ -158,31 +202,62 @@ def _environment() -> dict[str, str]:
 def _group_of_its_own() -> dict[str, Any]:
     """So that the whole tree can be ended at once, and Ctrl+C in the terminal of Slicer does not reach it."""
     if os.name == "nt":
-        # 0x08000000 (no console window) | 0x00000200 (own process group)
-        return {"creationflags": 0x08000200}
+        return {"creationflags": _NO_WINDOW | _NEW_GROUP}
     return {"start_new_session": True}
+
+
+def _ask_group_to_end(group: int) -> None:
+    if os.name == "nt":
+        # A process without a console cannot be asked; every file of a run is whole at any moment.
+        _kill_group(group)
+        return
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGTERM)
+
+
+def _kill_group(group: int) -> None:
+    if os.name == "nt":
+        _kill(group)
+        return
+    # PermissionError: on macOS, when all of it have ended and nobody has looked yet.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _group_works(group: int) -> bool:
+    """Whether a process of the group is alive; those that have ended and that nobody looked after do not count."""
+    if os.name == "nt":
+        return False
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    if not Path("/proc/self/stat").exists():
+        return True
+    return any(_is_at_work_in(group, entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _is_at_work_in(group: int, entry: Path) -> bool:
+    try:
+        state, _, number = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):
+        return False
+    return int(number) == group and state not in "ZX"
 
 
 def _ask_to_end(pid: int) -> None:
     if os.name == "nt":
-        # A process without a console cannot be asked; every file of a run is whole at any moment.
-        _kill_group(pid)
+        _kill(pid)
         return
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
 
 
-def _kill_group(pid: int) -> None:
+def _kill(pid: int) -> None:
     if os.name == "nt":
-        subprocess.run(["taskkill", "/PID", str(pid), "/T", "/F"], capture_output=True, check=False)
+        command = ["taskkill", "/PID", str(pid), "/T", "/F"]
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(command, capture_output=True, check=False, timeout=10, creationflags=_NO_WINDOW)
         return
-    try:
-        # A child of ours leads its group; of another process that is not sure, and its group may hold others.
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,12 +1,14 @@
 """The packages that the library needs and Slicer does not ship: which are missing, and installing them.
 
 Nothing is installed before the user asked for work and agreed. PyTorch comes through Slicer's PyTorch extension,
-which picks the build for the graphics card; what Slicer ships is never replaced.
+which picks the build for the graphics card (and, having installed it, imports it once in Slicer's process: the only
+time); what Slicer ships is never replaced.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import tempfile
 from collections.abc import Iterable
@@ -51,10 +53,13 @@ def install_packages(missing: Iterable[str]) -> None:
             f"These packages are missing: {', '.join(missing)}", cure="Press the button again and agree to install."
         )
     try:
-        if torch:
-            _install_torch(torch[0])
-        if others:
-            _pip_install(others)
+        with tempfile.TemporaryDirectory(prefix="hybridmim-") as folder:
+            kept = Path(folder) / "constraints.txt"
+            kept.write_text("\n".join(constraints()) + "\n", encoding="utf-8")
+            if torch:
+                _install_torch(torch[0], kept)
+            if others:
+                _pip_install(others, kept)
     except HybridMIMError:
         raise
     except Exception as error:
@@ -76,7 +81,7 @@ def constraints() -> list[str]:
     return kept
 
 
-def _install_torch(requirement: str) -> None:
+def _install_torch(requirement: str, kept: Path) -> None:
     if importlib.util.find_spec("PyTorchUtils") is None:
         raise HybridMIMError(
             "PyTorch is missing, and so is the extension that installs it",
@@ -85,24 +90,30 @@ def _install_torch(requirement: str) -> None:
     import PyTorchUtils
 
     version = requirement[len("torch") :]
-    installed = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=version)
+    before = os.environ.get("PIP_CONSTRAINT")
+    # Its installer has no argument for that; pip reads it from here.
+    os.environ["PIP_CONSTRAINT"] = str(kept)
+    try:
+        logic = PyTorchUtils.PyTorchUtilsLogic()
+        installed = logic.installTorch(askConfirmation=False, torchVersionRequirement=version)
+    finally:
+        os.environ.pop("PIP_CONSTRAINT")
+        if before is not None:
+            os.environ["PIP_CONSTRAINT"] = before
     if installed is None:
         raise HybridMIMError("PyTorch was not installed", cure="Open the module PyTorch and install it there.")
 
 
-def _pip_install(packages: list[str]) -> None:
+def _pip_install(packages: list[str], kept: Path) -> None:
     import slicer
 
-    with tempfile.TemporaryDirectory(prefix="hybridmim-") as folder:
-        kept = Path(folder) / "constraints.txt"
-        kept.write_text("\n".join(constraints()) + "\n", encoding="utf-8")
-        if hasattr(slicer, "packaging") or importlib.util.find_spec("slicer.packaging") is not None:
-            import slicer.packaging
-
-            slicer.packaging.pip_ensure(packages, constraints=kept, prompt_install=False, requester="HybridMIM")
-        else:
-            # Slicer 5.10
-            slicer.util.pip_install(["--only-binary=:all:", "-c", str(kept), *packages])
+    try:
+        from slicer import packaging
+    except ImportError:
+        # Slicer 5.10
+        slicer.util.pip_install(["--only-binary=:all:", "-c", str(kept), *packages])
+    else:
+        packaging.pip_ensure(packages, constraints=kept, prompt_install=False, requester="HybridMIM")
 
 
 def _is_satisfied(requirement: str) -> bool:

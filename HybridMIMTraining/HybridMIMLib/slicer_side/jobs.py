@@ -12,15 +12,17 @@ blocks: a panel calls :meth:`Job.update` a few times a second.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.errors import HybridMIMError, RunError
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json
-from HybridMIMLib.runs import living_owner
+from HybridMIMLib.runs import is_command, living_owner
 from HybridMIMLib.slicer_side.child import Child, OtherProcess, Process, last_lines, library_command
 from HybridMIMLib.slicer_side.progress import RunProgress
 
@@ -30,7 +32,11 @@ LOG = "log.txt"
 """What the process prints; in its run folder."""
 
 _SOME_SCANS_SKIPPED = 3
+_ASKED_TO_END = (-15, 130, 143)
 _KILLED = {-9: "killed", 137: "killed", -11: "crashed", 139: "crashed", -6: "aborted"}
+"""Slicer's launcher of Python makes 1 of all of them, which is also what an exception ends with."""
+
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 _ERROR = "error: "
 
 
@@ -47,6 +53,7 @@ class Job:
         progress: what the log of events has told so far.
         result: of a finished run, as ``result.json`` has it.
         message: how it ended, for the user: what, why, and the cure where something went wrong.
+        said: the last lines that the process printed, once it has ended.
     """
 
     SECONDS_TO_END = 8.0
@@ -56,7 +63,10 @@ class Job:
         self.folder, self.state, self.message = folder, RUNNING, ""
         self.progress = RunProgress()
         self.result: dict[str, Any] = {}
+        self.said: list[str] = []
         self._process, self._events = process, events
+        # What an earlier attempt in this folder printed is over.
+        self._log_begins = process.log_begins
         self._asked = 0.0
 
     @property
@@ -75,8 +85,10 @@ class Job:
             return False
         # Asked before the events are read: those that came before the end are then there for sure.
         running = self._process.running
-        for event in self._events.read():
-            self.progress.take(event)
+        # A network drive that is gone for a moment is there again at the next look.
+        with suppress(OSError):
+            for event in self._events.read():
+                self.progress.take(event)
         if not running:
             self._end()
         elif self._asked and time.monotonic() - self._asked > self.SECONDS_TO_END:
@@ -115,20 +127,22 @@ class Job:
         return self.result
 
     def _end(self) -> None:
-        if self._asked:
-            # The first process has ended; what it started may not have.
-            self._process.kill()
+        self.said = [self.progress.for_user(line) for line in last_lines(self.log, 20, self._log_begins)]
         try:
             self.result = self._read_result()
             self.message = self._take_result()
             self.state = FINISHED
         except HybridMIMError as error:
-            self.state = STOPPED if self._asked else FAILED
-            self.message = "Stopped." if self._asked else str(error)
+            self.state = STOPPED if self._was_stopped() else FAILED
+            self.message = "Stopped." if self.state == STOPPED else self.progress.for_user(str(error))
         except Exception as error:
             # A defect of ours; the job is over all the same, and is not tried again at the next look.
             self.state, self.message = FAILED, f"Unexpected error: {type(error).__name__}: {error}"
             raise
+
+    def _was_stopped(self) -> bool:
+        """By us, or by somebody else: another Slicer, a logout."""
+        return bool(self._asked) or self.progress.outcome == "stopped" or self._process.exit_code in _ASKED_TO_END
 
     def _read_result(self) -> dict[str, Any]:
         """What the process wrote last of all; without it, and a good exit code, nothing is believed."""
@@ -150,21 +164,22 @@ class Job:
         return "Done."
 
     def _why_it_failed(self) -> HybridMIMError:
-        said, code = last_lines(self.log, 4), self._process.exit_code
+        said, code = self.said[-4:], self._process.exit_code
         errors = [line[len(_ERROR) :] for line in said if line.startswith(_ERROR)]
         if errors:
             return error_of(errors[-1])
         if self.progress.outcome == "failed" and self.progress.message:
-            return RunError(self.progress.message, cure=f"See {self.log}.")
+            return RunError(self.progress.message, cure="See the log.")
         if code is None:
-            return RunError("The process ended without a result", cure=f"Start it again; see {self.log}.")
-        if code in _KILLED:
+            return RunError("The process ended without a result", cure="Start it again.")
+        if code in _KILLED or (code == 1 and not any(_EXCEPTION.match(line) for line in said)):
+            how = f"was {_KILLED[code]} by the system" if code in _KILLED else "ended without a reason (exit code 1)"
             return RunError(
-                f"The process was {_KILLED[code]} by the system, most often because memory ran out",
+                f"The process {how}, most often because memory ran out",
                 cure="Close other programs, then start it again.",
             )
         words = f"It said last: {' / '.join(said)}" if said else "It said nothing"
-        return RunError(f"The process ended with exit code {code} and no result. {words}", cure=f"See {self.log}.")
+        return RunError(f"The process ended with exit code {code} and no result. {words}", cure="See the log.")
 
 
 def start_job(command: str, options: Mapping[str, object], folder: Path) -> Job:
@@ -183,9 +198,12 @@ def start_job(command: str, options: Mapping[str, object], folder: Path) -> Job:
 
 
 def attach_job(folder: Path) -> Job | None:
-    """The job that a process, whoever started it, is doing in ``folder`` now; None if there is none."""
+    """The job that a command, whoever started it, is doing in ``folder`` now; None if there is none.
+
+    A run at work inside another program, a Python session say, is none: it could not be stopped without that.
+    """
     pid = living_owner(folder)
-    if pid is None:
+    if pid is None or not is_command(folder):
         return None
     return Job(folder, OtherProcess(folder, pid), EventReader(folder / "events.jsonl"))
 

@@ -6,13 +6,15 @@ was saved elsewhere must not silently switch to another model.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any
 
 import qt
 from slicer.i18n import tr as _
 
-from HybridMIMLib.slicer_side.models import check_model, model_name, models, runs_folder
+from HybridMIMLib.data.model_description import ModelDescription
+from HybridMIMLib.slicer_side.models import age, check_model, model_name, models, runs_folder
 
 
 class ModelChooser:
@@ -25,17 +27,24 @@ class ModelChooser:
     Attributes:
         chosen: folder of the chosen package; empty for none.
         problem: why it cannot be used; empty if it can.
+        model: what it says of itself, or None.
     """
 
     def __init__(self, ui: Any, on_chosen: Callable[[str], None]) -> None:
         self.chosen, self.problem = "", ""
+        self.model: ModelDescription | None = None
         self._ui, self._on_chosen = ui, on_chosen
         ui.modelComboBox.connect("currentIndexChanged(int)", self._picked)
         ui.browseButton.connect("clicked(bool)", self._browse)
 
     def show(self, folder: str) -> None:
         """List the models anew with this one chosen; without one, the newest is."""
-        listed = {str(one.path): one.name for one in models()}
+        found = models()
+        names = [one.name for one in found]
+        # Two of one name are told apart by when they were made.
+        listed = {
+            str(one.path): f"{one.name} ({age(one)})" if names.count(one.name) > 1 else one.name for one in found
+        }
         if folder and folder not in listed:
             listed[folder] = model_name(folder)
         self.chosen = folder or next(iter(listed), "")
@@ -46,10 +55,10 @@ class ModelChooser:
             combo.addItem(name, path)
         combo.setCurrentIndex(list(listed).index(self.chosen) if self.chosen else -1)
         combo.blockSignals(was_blocked)
-        about, self.problem = check_model(self.chosen)
+        self.model, about, self.problem = check_model(self.chosen)
         self._ui.modelInfoLabel.text = about
         self._ui.modelInfoLabel.visible = bool(about)
-        combo.toolTip = self.chosen
+        combo.toolTip = html.escape(self.chosen)
 
     def _picked(self, index: int) -> None:
         if index >= 0:

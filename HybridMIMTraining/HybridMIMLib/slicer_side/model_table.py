@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import qt
@@ -40,7 +41,7 @@ class ModelTable:
             cells = (model.name, (model.trained or "")[:10], "" if dice is None else f"{dice:.3f}")
             for column, text in enumerate(cells):
                 item = qt.QTableWidgetItem(text)
-                item.setToolTip(f"{describe(model)}\n{model.path}")
+                item.setToolTip(html.escape(f"{describe(model)}\n{model.path}"))
                 self._table.setItem(row, column, item)
         self._table.setCurrentCell(self._folders.index(wanted) if wanted in self._folders else -1, 0)
         self._enable()

@@ -27,14 +27,20 @@ def model_name(folder: str | Path) -> str:
         return str(folder)
 
 
-def check_model(folder: str | Path) -> tuple[str, str]:
-    """What a package is, for the user, and why it cannot be used; one of the two is empty."""
+def check_model(folder: str | Path) -> tuple[ModelDescription | None, str, str]:
+    """A package, what it is in words, and why it cannot be used; what does not apply is None or empty."""
     if not folder:
-        return "", "Choose a model; if there is none, train one in the module HybridMIM Training."
+        return None, "", "Choose a model; if there is none, train one in the module HybridMIM Training."
     try:
-        return describe(read_description(Path(folder))), ""
+        model = read_description(Path(folder))
     except ModelError as error:
-        return "", str(error)
+        return None, "", f"{error.message}. Choose another model, or browse for a folder that a training wrote."
+    return model, describe(model), ""
+
+
+def age(model: ModelDescription) -> str:
+    """When it was trained, to the minute; its folder where that is not known."""
+    return model.trained[:16].replace("T", " ") if model.trained else str(model.path)
 
 
 def describe(model: ModelDescription) -> str:

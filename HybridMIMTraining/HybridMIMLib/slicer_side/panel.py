@@ -6,13 +6,13 @@ The widgets come from the module's ``.ui`` file, by these names: ``progressBar``
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import qt
 from slicer.i18n import tr as _
 
-from HybridMIMLib.slicer_side.child import last_lines
 from HybridMIMLib.slicer_side.jobs import FAILED, STOPPING, Job
 
 _INTERVAL = 200
@@ -20,6 +20,8 @@ _INTERVAL = 200
 
 _LINES = 500
 """Of the log; more would slow the panel and nobody reads them."""
+
+_WARNINGS = 3
 
 # Readable on Slicer's light and on its dark style.
 _ERROR_STYLE, _PLAIN_STYLE = "color: #d64541; font-weight: bold;", ""
@@ -91,9 +93,13 @@ class JobPanel:
             return
         # The timer stops first: whatever goes wrong below happens once and not five times a second.
         self._timer.stop()
-        goes_on = job.update()
+        try:
+            job.update()
+        except Exception:
+            # Shown as the job's message; the panel itself must go on.
+            logging.exception("HybridMIM: %s", job.folder)
         self._show(job)
-        if goes_on:
+        if not job.ended:
             self._timer.start()
         else:
             self._finish(job)
@@ -102,10 +108,10 @@ class JobPanel:
         self._show_idle()
         if job.state == FAILED:
             # What a process printed is for those who look closer; the message has the cause and the cure.
-            for line in last_lines(job.log, 20):
+            for line in job.said:
                 self._ui.logTextEdit.appendPlainText(line)
         text = self._on_end(job)
-        self.say(text, is_error=job.state == FAILED)
+        self.say(_with_warnings(text, job.progress.warnings), is_error=job.state == FAILED)
         self._on_change()
 
     def _cancel(self) -> None:
@@ -144,3 +150,11 @@ class JobPanel:
         self._ui.cancelButton.enabled = False
         for widget in (self._ui.statusLabel, self._ui.progressBar):
             widget.visible = False
+
+
+def _with_warnings(text: str, warnings: list[str]) -> str:
+    """The message, and the first warnings; a folder may give hundreds."""
+    lines = [text, *(_("Warning: {text}").format(text=one) for one in warnings[:_WARNINGS])]
+    if len(warnings) > _WARNINGS:
+        lines.append(_("… and {count} more, see the log.").format(count=len(warnings) - _WARNINGS))
+    return "\n".join(lines)

@@ -40,6 +40,7 @@ class RunProgress:
         warnings: the messages that the user should act on.
         outcome: finished, stopped or failed, once the log says so; what the log says last counts.
         message: of the end.
+        called: what texts of the log are to be called for the user, a temporary file for example.
     """
 
     phase: str = ""
@@ -51,6 +52,7 @@ class RunProgress:
     warnings: list[str] = field(default_factory=list)
     outcome: str = ""
     message: str = ""
+    called: dict[str, str] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
         """Take in one event."""
@@ -58,9 +60,15 @@ class RunProgress:
         if kind in ("phase", "progress"):
             self._take_progress(event)
         elif kind == "message" and event.get("message"):
-            self._take_message(str(event["message"]), event.get("level") == "warning")
+            self._take_message(self.for_user(str(event["message"])), event.get("level") == "warning")
         elif kind == "end":
-            self.outcome, self.message = str(event.get("outcome", "")), str(event.get("message", ""))
+            self.outcome, self.message = str(event.get("outcome", "")), self.for_user(str(event.get("message", "")))
+
+    def for_user(self, text: str) -> str:
+        """A text with the names that the user knows."""
+        for name, called in self.called.items():
+            text = text.replace(name, called)
+        return text
 
     @property
     def fraction(self) -> float | None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import slicer
 import vtk
 
 from HybridMIMLib.errors import DiskError
 from HybridMIMLib.files import TEMPORARY, atomic_path
-from HybridMIMLib.slicer_side.segments import Node, Scene
+from HybridMIMLib.slicer_side.segments import Node, Scene, fill_image, image_array
 
 _CHECK_FOLDER = "Check the free space and the rights of that folder, or choose another one."
 
@@ -100,10 +101,11 @@ def write_volume(node: Node, path: Path) -> None:
         raise DiskError(f"{path}: volumes are written as .nrrd", cure="End the name with .nrrd.")
     storage = slicer.vtkMRMLNRRDStorageNode()
     storage.SetUseCompression(0)
+    writable = _with_writable_voxels(node)
 
     def write(temporary: Path) -> bool:
         storage.SetFileName(str(temporary))
-        return bool(storage.WriteData(node))
+        return bool(storage.WriteData(writable))
 
     _write_whole(path, write)
 
@@ -130,6 +132,18 @@ def show_in_slice_views(scene: Scene, volume: Node) -> None:
         composite.SetLayoutName(layout_name)
         composite.SetName(layout_name)
         scene.AddNode(composite).SetBackgroundVolumeID(volume.GetID())
+
+
+def _with_writable_voxels(node: Node) -> Node:
+    """The node, or a copy outside the scene where Slicer's NRRD writer does not know the type of its voxels."""
+    array = image_array(node.GetImageData())
+    if array.dtype not in (np.int8, np.int64, np.uint64):
+        return node
+    copy = slicer.vtkMRMLScalarVolumeNode()
+    copy.CopyOrientation(node)
+    kind = np.int16 if array.dtype == np.int8 else np.float64
+    copy.SetAndObserveImageData(fill_image(vtk.vtkImageData(), array.astype(kind)))
+    return copy
 
 
 def _new_logics() -> dict[str, Any]:

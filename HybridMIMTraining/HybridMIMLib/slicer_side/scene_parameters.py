@@ -43,7 +43,8 @@ class SceneParameters(VTKObservationMixin):  # type: ignore[misc]
         """Bind the panel to the parameters of the scene as it is now."""
         self._let_go()
         self.node = self._get_node()
-        self._tag = self.node.connectGui(self._ui)
+        # Not connectGui, which gives no tag back in some versions of Slicer: nothing could be disconnected then.
+        self._tag = self.node.connectParametersToGui(self._widgets())
         self.addObserver(self.node, vtk.vtkCommand.ModifiedEvent, self._changed)
         self._on_bound()
         self._on_change()
@@ -57,6 +58,11 @@ class SceneParameters(VTKObservationMixin):  # type: ignore[misc]
         """The panel is closed: let go of the scene too."""
         self._let_go()
         self.removeObservers()
+
+    def _widgets(self) -> dict[str, Any]:
+        """Widgets by the parameter that they show."""
+        named = ((widget.property("SlicerParameterName"), widget) for widget in vars(self._ui).values())
+        return {str(name): widget for name, widget in named if name}
 
     def _let_go(self) -> None:
         if self.node is not None:

@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 
 from HybridMIMLib.data.model_description import ModelDescription, read_description
-from HybridMIMLib.errors import DataError, LabelError, RunError
-from HybridMIMLib.files import TEMPORARY
-from HybridMIMLib.slicer_side.jobs import FAILED, Job, launch
+from HybridMIMLib.errors import DataError, HybridMIMError, LabelError, RunError
+from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, Job, launch
 from HybridMIMLib.slicer_side.scene import write_volume
 from HybridMIMLib.slicer_side.segments import Node, segmentation_node
+
+MOST_SEGMENTS = 255
+"""Segments of a scene share one label image of 8 bits."""
+
+_SKIPPED = "skipped: "
 
 
 class SegmentationJob(Job):
@@ -43,7 +47,7 @@ class SegmentationJob(Job):
     """
 
     def __init__(self, volume: Node, model: ModelDescription, device: str = "auto") -> None:
-        reason = why_not(volume)
+        reason = why_not(volume, model)
         if reason:
             raise DataError(reason, cure="Choose another volume.")
         self.volume, self.model = volume, model
@@ -51,7 +55,7 @@ class SegmentationJob(Job):
         self.empty: list[str] = []
         self._voxels = _stamp(volume)
         self._temporary = Path(tempfile.mkdtemp(prefix="hybridmim-"))
-        self._scan = self._temporary / f"{_file_name(volume.GetName())}.nrrd"
+        self._scan = self._temporary / "scan.nrrd"
         folder = self._temporary / "run"
         try:
             write_volume(volume, self._scan)
@@ -60,6 +64,11 @@ class SegmentationJob(Job):
         except BaseException:
             shutil.rmtree(self._temporary, ignore_errors=True)
             raise
+        # The user knows the volume, and no temporary file.
+        self.progress.called = {
+            str(self._scan): f"volume {volume.GetName()}",
+            str(self._temporary): "temporary folder",
+        }
 
     def update(self) -> bool:
         """As :meth:`Job.update`; a job whose volume has gone is stopped, for its result would have no place."""
@@ -75,18 +84,26 @@ class SegmentationJob(Job):
         try:
             super()._end()
         finally:
-            if self._is_gone():
+            # At once and whatever happened: it holds a patient's scan.
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            if self._is_gone() and self.state != FINISHED:
                 self.state = FAILED
                 self.message = (
                     f"The volume {self.volume.GetName()} was removed from the scene, so its segmentation was "
                     "stopped. Load it again, then start again."
                 )
-            # Its name for the user is that of the volume, not of a temporary file.
-            self.message = self.message.replace(str(self._scan), f"Volume {self.volume.GetName()}")
-            if str(self.log) not in self.message:
-                shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _why_it_failed(self) -> HybridMIMError:
+        skipped = [text for text in self.progress.warnings if text.startswith(_SKIPPED)]
+        if not skipped:
+            return super()._why_it_failed()
+        # The only scan was passed over: the reason is what matters, and its cure speaks of files in a folder.
+        reason = skipped[0][len(_SKIPPED) :].partition(". ")[0]
+        return DataError(f"{reason[:1].upper()}{reason[1:]}", cure="Choose another volume, or correct this one.")
 
     def _take_result(self) -> str:
+        if self._asked:
+            raise RunError("Stopped", cure="Start it again.")
         if _stamp(self.volume) != self._voxels:
             raise RunError(
                 f"The voxels of {self.volume.GetName()} were changed while they were segmented",
@@ -141,15 +158,24 @@ def segment(
     return job.segmentation
 
 
-def why_not(volume: Node | None) -> str:
-    """Why a node cannot be segmented, as a sentence; empty if it can."""
+def why_not(volume: Node | None, model: ModelDescription | None = None) -> str:
+    """Why a volume cannot be segmented, or not with this model, as a sentence; empty if it can."""
     if volume is None:
         return "Choose a volume; if there is none, load one with File > Add Data."
-    image = volume.GetImageData()
-    if image is None or image.GetNumberOfPoints() == 0:
-        return f"Volume {volume.GetName()} holds no voxels."
+    name, image = volume.GetName(), volume.GetImageData()
+    if volume.GetClassName() != "vtkMRMLScalarVolumeNode":
+        return f"Volume {name} is no scalar volume but a {volume.GetNodeTagName()}; choose another one."
+    if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
+        return f"Volume {name} holds no voxels; choose another one."
     if min(image.GetDimensions()) < 2:
-        return f"Volume {volume.GetName()} is a single slice; the models need volumes."
+        return f"Volume {name} is a single slice; choose one with several."
+    channels = image.GetNumberOfScalarComponents()
+    if model is not None and channels != model.channels:
+        return f"Volume {name} has {channels} channel(s), and the model {model.name} needs {model.channels}."
+    if channels != 1:
+        return f"Volume {name} has {channels} channels; choose one with grey values."
+    if model is not None and max(one.label for one in model.classes) > MOST_SEGMENTS:
+        return f"The model {model.name} has labels above {MOST_SEGMENTS}, which segments cannot have."
     return ""
 
 
@@ -183,12 +209,7 @@ def read_labels(file: Path, volume: Node) -> np.ndarray:
 def _stamp(volume: Node) -> tuple[Any, ...]:
     """Changes when the voxels do; a volume that is moved, windowed or renamed keeps it."""
     image = volume.GetImageData()
-    if image is None:
+    scalars = image.GetPointData().GetScalars() if image is not None else None
+    if scalars is None:
         return ()
-    return image.GetDimensions(), image.GetMTime(), image.GetPointData().GetScalars().GetMTime()
-
-
-def _file_name(name: str) -> str:
-    """A name that any file system takes: what the user called the volume may hold slashes, or be long."""
-    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in name).strip("_")[:40]
-    return kept if kept and not kept.startswith(TEMPORARY) else "volume"
+    return image.GetDimensions(), image.GetMTime(), scalars.GetMTime()

@@ -59,7 +59,7 @@ def volume_node(scene: Scene, array: np.ndarray, affine: np.ndarray, name: str) 
     matrix = _vtk_matrix(affine, name)
     node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     node.SetIJKToRASMatrix(matrix)
-    node.SetAndObserveImageData(_fill_image(vtk.vtkImageData(), array))
+    node.SetAndObserveImageData(fill_image(vtk.vtkImageData(), array))
     node.CreateDefaultDisplayNodes()
     _join_subject_hierarchy(node, beside=None)
     return node
@@ -156,7 +156,8 @@ def _vtk_matrix(affine: np.ndarray, name: str) -> Any:
     return matrix
 
 
-def _fill_image(image: Any, array: np.ndarray) -> Any:
+def fill_image(image: Any, array: np.ndarray) -> Any:
+    """Give a ``vtkImageData`` a copy of the voxels (D, H, W); returns it."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype == np.float16:
@@ -175,7 +176,7 @@ def _label_image(labels: np.ndarray, volume: Node) -> Any:
     image = slicer.vtkOrientedImageData()
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
-    _fill_image(image, labels.astype(np.uint8))
+    fill_image(image, labels.astype(np.uint8))
     image.SetImageToWorldMatrix(matrix)
     return image
 

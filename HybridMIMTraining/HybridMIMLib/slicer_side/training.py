@@ -9,14 +9,15 @@ The run goes on when Slicer closes; a later Slicer finds it with :func:`training
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.files import read_json
-from HybridMIMLib.runs import living_owner, new_path
-from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, Job, attach_job, start_job
+from HybridMIMLib.runs import new_path
+from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, STOPPED, Job, attach_job, start_job
 from HybridMIMLib.slicer_side.models import model_name, runs_folder
 
 COMMAND = "train"
@@ -46,7 +47,8 @@ class TrainingSettings:
         if not self.unlabelled and not self.labelled:
             return "Choose a folder of unlabelled scans, a folder of labelled scans, or both."
         for kind, folder in (("unlabelled", self.unlabelled), ("labelled", self.labelled)):
-            if folder and not Path(folder).is_dir():
+            # Unlike Path.is_dir this answers for names that are too long, and for folders that are locked, too.
+            if folder and not os.path.isdir(os.path.expanduser(folder)):
                 return f"The folder of {kind} scans is not there: {folder}. Choose another."
         return ""
 
@@ -96,15 +98,17 @@ class Trainer:
         if self._started is None or self._started[1] != job.folder or (job.state == FAILED and self._continued):
             return job.message
         self._unfinished[self._started[0]] = job.folder
-        return f"{job.message} Start continues where it was, as long as nothing is changed above."
+        # An error of the scans has a cure of its own, and nothing to boast of.
+        return f"{job.message} Start continues it." if job.state == STOPPED else job.message
 
 
 def training_at_work() -> Job | None:
     """The run of the workspace that a process is working on, or None; the newest if there are several."""
-    folders = sorted(runs_folder().glob("*/run.pid"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for folder in (file.parent for file in folders):
-        if _is_training(folder) and living_owner(folder) is not None:
-            return attach_job(folder)
+    at_work = [file.parent for file in runs_folder().glob("*/run.pid") if _is_training(file.parent)]
+    for folder in sorted(at_work, key=_began, reverse=True):
+        job = attach_job(folder)
+        if job is not None:
+            return job
     return None
 
 
@@ -121,6 +125,14 @@ def _what_was_made(job: Job) -> str:
 def _run_name(settings: TrainingSettings) -> str:
     name = settings.name or Path(settings.labelled or settings.unlabelled).name
     return re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or COMMAND
+
+
+def _began(folder: Path) -> float:
+    try:
+        return (folder / "run.pid").stat().st_mtime
+    except OSError:
+        # It has ended since it was listed.
+        return 0.0
 
 
 def _is_training(folder: Path) -> bool:

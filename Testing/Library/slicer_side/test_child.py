@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import HybridMIMLib
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.slicer_side.child import Child, OtherProcess, last_lines, library_command, python_executable
 
@@ -58,10 +59,12 @@ def test_arguments_reach_the_process_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_library_is_found_from_any_folder_and_output_is_utf8(tmp_path: Path) -> None:
-    program = "import HybridMIMLib, sys, os; print(HybridMIMLib.__version__, sys.stdout.encoding, os.getcwd())"
+    program = "import sys; print(*sys.path[:2], sys.flags.utf8_mode, sys.stdout.encoding, sep='|')"
     child = python(program, tmp_path / "log.txt")
     wait_until(lambda: not child.running)
-    assert "utf-8" in last_lines(tmp_path / "log.txt", 1)[0]
+    said = last_lines(tmp_path / "log.txt", 1)[0].split("|")
+    assert str(Path(HybridMIMLib.__file__).parents[1]) in said, "not by the editable install, which Slicer has not"
+    assert said[-2:] == ["1", "utf-8"]
 
 
 def test_standard_input_is_empty(tmp_path: Path) -> None:
@@ -126,7 +129,8 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_another_process_is_known_by_the_run_folder(tmp_path: Path) -> None:
     other = subprocess.Popen([PYTHON, "-c", "import time; time.sleep(60)"], start_new_session=True)
-    (tmp_path / "run.pid").write_text(f"{other.pid}\n")
+    (tmp_path / "run.pid").write_text(f"{other.pid}\n\ncommand\n")
+    (tmp_path / "heartbeat").touch()
     process = OtherProcess(tmp_path, other.pid)
     assert process.running and process.exit_code is None
     process.kill()
@@ -141,6 +145,7 @@ def test_the_last_lines_of_any_bytes(tmp_path: Path) -> None:
     assert last_lines(log, 3) == []
     log.write_bytes(b"\x00\xff\xfe one \r\n\n" + b"bar\rbar 2\r" + b"\x1b[K two\n")
     assert last_lines(log, 2) == ["bar 2", "[K two"]
+    assert last_lines(log, 9, since=len(log.read_bytes())) == []
     log.write_bytes(b"x" * 10_000_000 + b"\nend")
     assert last_lines(log, 1) == ["end"]
 
@@ -153,3 +158,10 @@ def test_slicers_own_python_is_preferred(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert python_executable() == str(program)
     assert library_command("segment", ["--a=b"]) == [str(program), "-m", "HybridMIMLib", "segment", "--a=b"]
+
+
+def test_slicer_itself_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "SlicerApp-real"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError, match="PythonSlicer"):
+        python_executable()

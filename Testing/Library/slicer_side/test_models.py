@@ -27,20 +27,21 @@ def test_models_of_the_workspace(workspace: Path) -> None:
 
 def test_a_model_in_words(tmp_path: Path) -> None:
     folder = save_threshold_model(tmp_path / "model")
-    text, problem = check_model(folder)
-    assert problem == ""
+    model, text, problem = check_model(folder)
+    assert problem == "" and model == read_description(folder)
     assert text == describe(read_description(folder))
     assert text == "Finds Bright, Never.\nTrained 2026-01-02, on 4 labelled scans, validation Dice 0.50."
 
 
 def test_what_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert check_model("") == (
+        None,
         "",
         "Choose a model; if there is none, train one in the module HybridMIM Training.",
     )
-    about, problem = check_model(tmp_path / "gone")
-    assert about == "" and "gone: is not a model package" in problem
+    model, about, problem = check_model(tmp_path / "gone")
+    assert model is None and about == "" and "gone: is not a model package" in problem
     assert model_name(tmp_path / "gone") == str(tmp_path / "gone")
     folder = save_threshold_model(tmp_path / "model")
     (folder / "models" / "model.safetensors").unlink()
-    assert "model.safetensors" in check_model(folder)[1]
+    assert "model.safetensors" in check_model(folder)[2]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ pytest.importorskip("slicer", reason="needs slicer-core")
 
 import slicer
 import vtk
+import vtk.util.numpy_support
 from small_runs import UNICODE_NAME, finish, save_threshold_model
 
+from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.model_description import ModelDescription, read_description
 from HybridMIMLib.errors import DataError, LabelError, ModelError, RunError
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, STOPPED, Job
@@ -181,7 +184,9 @@ def test_an_error_names_the_volume_and_not_a_temporary_file(held: HeadlessScene,
     volume = volume_node(held.scene, np.full(SHAPE, np.nan, np.float32), np.eye(4), "All nothing")
     job = finish(SegmentationJob(volume, model))
     assert job.state == FAILED
-    assert "All nothing" in job.message and "All_nothing.nrrd" not in job.message
+    assert "olume All nothing: " in job.message and "NaN or infinite" in job.message
+    assert "hybridmim-" not in job.message and "scan.nrrd" not in job.message
+    assert not any("hybridmim-" in text for text in (*job.progress.lines, *job.said))
 
 
 def test_a_model_that_has_gone(held: HeadlessScene, tmp_path: Path) -> None:
@@ -197,14 +202,55 @@ def test_a_model_that_goes_while_it_is_loaded(held: HeadlessScene, tmp_path: Pat
 
 
 def test_what_cannot_be_segmented(held: HeadlessScene, model: ModelDescription, temporary: Path) -> None:
-    empty = held.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
+    add = held.scene.AddNewNodeByClass
+    empty, labels = add("vtkMRMLScalarVolumeNode", "Empty"), add("vtkMRMLLabelMapVolumeNode", "Labels")
     flat = volume_node(held.scene, np.zeros((9, 9, 1), np.int16), np.eye(4), "Flat")
+    hollow, colours = add("vtkMRMLScalarVolumeNode", "Hollow"), add("vtkMRMLScalarVolumeNode", "Colours")
+    image = vtk.vtkImageData()
+    image.SetDimensions(4, 4, 4)
+    hollow.SetAndObserveImageData(image)
+    image = vtk.vtkImageData()
+    image.SetDimensions(4, 4, 4)
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3)
+    colours.SetAndObserveImageData(image)
     assert "Choose a volume" in why_not(None)
-    assert why_not(empty) == "Volume Empty holds no voxels."
+    assert "Labels is no scalar volume" in why_not(labels)
+    assert "Empty holds no voxels" in why_not(empty) and "Hollow holds no voxels" in why_not(hollow)
     assert "Flat is a single slice" in why_not(flat)
-    with pytest.raises(DataError, match="Empty holds no voxels. Choose another volume."):
+    assert "Colours has 3 channels" in why_not(colours)
+    assert why_not(colours, model) == "Volume Colours has 3 channel(s), and the model Threshold 数 needs 1."
+    two = replace(model, channels=2)
+    assert "and the model Threshold 数 needs 2" in why_not(add_volume(held), two)
+    high = replace(model, classes=(LabelClass(300, "High", (1, 0, 0)),))
+    assert "labels above 255" in why_not(add_volume(held), high)
+    with pytest.raises(DataError, match="Empty holds no voxels"):
         SegmentationJob(empty, model)
     assert leftovers(temporary) == []
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint8, np.float64])
+def test_voxels_of_any_type_are_segmented(held: HeadlessScene, model: ModelDescription, kind: type) -> None:
+    volume = add_volume(held)
+    image = vtk.vtkImageData()
+    scalars = vtk.util.numpy_support.numpy_to_vtk(
+        (bright_box() // 4).T.astype(kind).ravel(),
+        deep=True,
+        array_type=vtk.VTK_LONG_LONG if kind is np.int64 else None,
+    )
+    image.SetDimensions(SHAPE)
+    image.GetPointData().SetScalars(scalars)
+    volume.SetAndObserveImageData(image)
+    job = finish(SegmentationJob(volume, model))
+    assert job.state == FINISHED, job.message
+    assert (label_array(job.segmentation, volume, model.classes)[BOX] == 3).mean() > 0.9
+
+
+def test_an_image_that_lost_its_voxels_meanwhile(held: HeadlessScene, model: ModelDescription) -> None:
+    volume = add_volume(held)
+    job = SegmentationJob(volume, model)
+    volume.SetAndObserveImageData(vtk.vtkImageData())
+    assert finish(job).state == FAILED
+    assert "were changed while they were segmented" in job.message
 
 
 def test_a_result_of_another_shape_is_refused(held: HeadlessScene, tmp_path: Path) -> None:

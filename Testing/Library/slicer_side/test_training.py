@@ -52,6 +52,8 @@ def test_why_training_cannot_start(tmp_path: Path) -> None:
     assert "unlabelled scans is not there" in TrainingSettings(unlabelled=str(tmp_path / "a")).why_not()
     assert "labelled scans is not there" in TrainingSettings(labelled=str(tmp_path / "a")).why_not()
     assert TrainingSettings(labelled=str(tmp_path)).why_not() == ""
+    assert TrainingSettings(labelled="~").why_not() == ""
+    assert "is not there" in TrainingSettings(labelled="x" * 5000).why_not()
     with pytest.raises(SettingsError, match="Choose a folder"):
         Trainer().start(TrainingSettings())
 
@@ -84,7 +86,7 @@ def test_one_that_did_not_end_is_continued_by_the_same_settings(blobs: Path, end
     else:
         os.kill(job._process.pid, 9)
     assert finish(job, 20).state == (STOPPED if end == "cancelled" else FAILED)
-    assert trainer.take_end(job).endswith("Start continues where it was, as long as nothing is changed above.")
+    assert ("Start continues it." in trainer.take_end(job)) == (end == "cancelled")
     again = trainer.start(settings)
     assert again.folder == job.folder
     # A checkpoint is written every second step.
