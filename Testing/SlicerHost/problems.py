@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import vtk
 from PySide6 import QtCore
@@ -29,7 +29,6 @@ ALLOWED: tuple[str, ...] = (
 """Regular expressions of harmless messages."""
 
 _problems: list[Problem] = []
-_observers: list[Any] = []
 
 
 def start() -> None:
@@ -37,8 +36,8 @@ def start() -> None:
     # PySide6 calls this for an exception in a slot, and VTK for one in an observer; both go on.
     sys.excepthook = _on_exception
     QtCore.qInstallMessageHandler(_on_qt_message)
-    if not _observers:
-        _observe_vtk()
+    if not isinstance(vtk.vtkOutputWindow.GetInstance(), vtk.vtkStringOutputWindow):
+        _collect_vtk()
 
 
 def record(kind: str, text: str) -> None:
@@ -49,6 +48,7 @@ def record(kind: str, text: str) -> None:
 
 def take() -> list[Problem]:
     """What was noted since the last time."""
+    _take_from_vtk()
     taken, _problems[:] = _problems[:], []
     return taken
 
@@ -64,17 +64,20 @@ def _on_qt_message(kind: QtCore.QtMsgType, _context: QtCore.QMessageLogContext, 
         record("qt", text)
 
 
-def _observe_vtk() -> None:
+def _collect_vtk() -> None:
+    """Let VTK write its messages into a text that nobody hears of before it is asked for.
+
+    An observer would be called at once, also from VTK's worker threads, which would wait for the interpreter while
+    the interpreter waits for them.
+    """
+    vtk.vtkOutputWindow.SetInstance(vtk.vtkStringOutputWindow())
+
+
+def _take_from_vtk() -> None:
     window = vtk.vtkOutputWindow.GetInstance()
-    # The text reaches observers in any case; without this it is printed, too.
-    window.SetDisplayModeToNever()
-    for event in ("ErrorEvent", "WarningEvent"):
-        window.AddObserver(event, _on_vtk_event)
-    _observers.append(window)
-
-
-def _on_vtk_event(_window: Any, _event: str, text: str) -> None:
-    record("vtk", text)
-
-
-_on_vtk_event.CallDataType = vtk.VTK_STRING  # type: ignore[attr-defined]
+    text = window.GetOutput() if isinstance(window, vtk.vtkStringOutputWindow) else ""
+    if text.strip():
+        _collect_vtk()
+    for message in re.split(r"(?m)^(?=(?:ERROR|Error|Warning|Generic Warning): In )", text):
+        if message.strip():
+            record("vtk", message)
