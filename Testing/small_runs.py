@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.scans import write_label_map, write_nifti
+from HybridMIMLib.events import Event, EventLog
 from HybridMIMLib.slicer_side.jobs import Job
 
 UNICODE_NAME = "Lékař ünï 数 a b"
@@ -56,6 +58,21 @@ def hybridmim(*arguments: object, **options: Any) -> subprocess.CompletedProcess
 def tiny_options() -> list[str]:
     """:data:`TINY` as options of the command line."""
     return [f"--{name}.{key}={value}" for name, section in TINY.items() for key, value in section.items()]
+
+
+class KeptLog(EventLog):
+    """Keeps the events in ``events`` in place of a file, and shows each to a function."""
+
+    def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+        self._on_event = on_event
+
+    def write(self, kind: str, **content: object) -> None:
+        event: Event = {"kind": kind, **content}
+        self.events.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
 
 
 def finish(job: Job, seconds: float = 120) -> Job:

@@ -11,6 +11,7 @@ import io
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import HybridMIMLib
 from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict, user_path
 from HybridMIMLib.errors import HybridMIMError, SettingsError
 from HybridMIMLib.files import read_json
+from HybridMIMLib.presets import config_path
 from HybridMIMLib.report import report
 
 PROGRAM = "python -m HybridMIMLib"
@@ -39,7 +41,7 @@ class Command:
 COMMANDS = {
     "prepare": Command(
         "check scans and prepare them for training",
-        ("unlabelled", "labelled", "output", "store", "plan", "network"),
+        ("unlabelled", "labelled", "missing_labels", "check", "output", "store", "plan", "network"),
         "prepare --unlabelled SCANS --output PREPARED",
     ),
     "pretrain": Command(
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(command: str, arguments: Sequence[str]) -> Run:
-    """The settings tree from options and ``--config`` files.
+    """The settings tree from options and ``--config`` files, presets and recipes.
 
     Raises:
         SettingsError: an option is unknown or has a value that cannot work.
@@ -126,15 +128,15 @@ def _texts(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _configs_first(arguments: Sequence[str]) -> list[str]:
-    """Options win over a file, wherever the file stands among them."""
+    """Options win over a file, wherever the file stands among them; a preset's name becomes its file."""
     first: list[str] = []
     rest: list[str] = []
     waiting = iter(arguments)
     for one in waiting:
         if one == "--config":
-            first += [one, *[value for value in [next(waiting, None)] if value is not None]]
+            first += [one, *[str(config_path(value)) for value in [next(waiting, None)] if value is not None]]
         elif one.startswith("--config="):
-            first.append(one)
+            first.append(f"--config={config_path(one.partition('=')[2])}")
         else:
             rest.append(one)
     return first + rest
@@ -159,6 +161,8 @@ def _run(command: str, run: Run) -> int:
     if not COMMANDS[command].has_run:
         print(report(command, function(run)))
         return 0
+    if command == "prepare" and run.check:
+        return _check(run)
     from HybridMIMLib.runs import new_path
     from HybridMIMLib.terminal import TerminalBar
 
@@ -175,6 +179,25 @@ def _run(command: str, run: Run) -> int:
     return 3 if any(text.startswith("skipped") for text in result.get("warnings", [])) else 0
 
 
+def _check(run: Run) -> int:
+    """``prepare --check``: the bar follows a log outside the user's folders, where nothing is to be written."""
+    from HybridMIMLib.data.check import check
+    from HybridMIMLib.events import EventLog
+    from HybridMIMLib.terminal import TerminalBar
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "events.jsonl"
+        try:
+            with TerminalBar(log, sys.stderr):
+                result = check(run, EventLog(log))
+        except KeyboardInterrupt:
+            return _fail("stopped. Nothing was written.", 130)
+    print(report("check", result))
+    if not result["usable"]:
+        return 1
+    return 3 if result["skipped"] or result["problems"] else 0
+
+
 def _parser(command: str) -> Any:
     from jsonargparse import ArgumentParser
 
@@ -189,7 +212,9 @@ def _parser(command: str) -> Any:
         exit_on_error=False,
         formatter_class=_HelpFormatter,
     )
-    parser.add_argument("--config", action="config", help="settings as YAML, such as the run.yaml of a run")
+    parser.add_argument(
+        "--config", action="config", help="settings as YAML, such as the run.yaml of a run, or a name that info lists"
+    )
     _add_options(parser, to_dict(_defaults(command)), about.options)
     return parser
 
@@ -212,7 +237,9 @@ def _add_option(group: Any, one: Any, hint: Any, default: Any, prefix: str, visi
     if visible:
         known = "" if default is None else f" [{str(default).lower() if isinstance(default, bool) else default}]"
         text = (one.metadata["help"] + known).replace("%", "%%")
-    group.add_argument(f"--{prefix}{one.name}", type=hint, default=default, help=text)
+    # A switch of a command may be given without a value.
+    bare = {"nargs": "?", "const": True} if one.name == "check" else {}
+    group.add_argument(f"--{prefix}{one.name}", type=hint, default=default, help=text, **bare)
 
 
 def _defaults(command: str) -> Run:

@@ -50,9 +50,10 @@ class PlanSettings:
 
     # Optional[...] and not "| None": get_type_hints must evaluate these on Python 3.10 for jsonargparse too.
     spacing: Optional[list[float]] = setting(None, "voxel size in mm along R, A, S, e.g. [1.5, 1.5, 2.0]")
-    normalisation: Literal["auto", "window", "percentiles"] = setting(
+    normalisation: Literal["auto", "window", "percentiles", "zscore"] = setting(
         "auto",
-        "window: fixed intensities (CT); percentiles: of each scan (MR); auto: window if it looks like CT",
+        "window: fixed intensities (CT); zscore: by median and spread of each scan's body (MR); percentiles: of each "
+        "scan; auto: window for CT, else zscore",
     )
     window: list[float] = setting([-1000.0, 1000.0], "intensities that become 0 and 1 with normalisation=window")
     crop: Optional[Triple] = setting(None, "voxels of a training crop along R, A, S; a multiple of the region")
@@ -102,7 +103,9 @@ class PretrainingSettings:
 
     objective: Literal["hybridmim"] = setting("hybridmim", "hybridmim: pixel, region and sample level together")
     steps: int = setting(2000, "optimizer steps")
-    batch: int = setting(4, "crops a step, each from another patient where there are enough")
+    batch: int = setting(
+        4, "crops a step, each from another patient where there are enough; 0: as fit the device, 4 to 16"
+    )
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
     weight_decay: float = setting(1e-3, "weight decay of AdamW")
     warmup_steps: int = setting(50, "steps in which the learning rate rises; it falls as a cosine afterwards")
@@ -146,13 +149,16 @@ class FinetuningSettings:
     """Supervised training on the labelled scans."""
 
     steps: int = setting(1000, "optimizer steps")
-    batch: int = setting(4, "crops a step")
+    batch: int = setting(4, "crops a step; 0: as fit the device, 4 to 16")
     learning_rate: float = setting(2e-3, "peak learning rate of AdamW")
     weight_decay: float = setting(1e-3, "weight decay of AdamW")
     warmup_steps: int = setting(50, "steps in which the learning rate rises; it falls as a cosine afterwards")
     validation_cases: int = setting(
         -1,
         "labelled scans held out to choose the best checkpoint; -1: a fifth of them, 0: none, keep the last",
+    )
+    split: Optional[str] = setting(
+        None, 'JSON file {"training": [names], "validation": [names]}; without: drawn, no patient on both sides'
     )
     validate_every: int = setting(100, "steps between validations on whole scans")
     foreground_share: float = setting(0.67, "share of the crops centred on a voxel of a class, each class as often")
@@ -170,6 +176,11 @@ class FinetuningSettings:
             self.validation_cases >= -1,
             f"finetuning.validation_cases is {self.validation_cases}",
             "Give a number of scans, 0 for none, or -1 for a fifth of them.",
+        )
+        _require(
+            self.split is None or self.validation_cases == -1,
+            "finetuning.split and finetuning.validation_cases both say who is held out",
+            "Set finetuning.validation_cases to -1, or leave out the split.",
         )
         _share("finetuning.foreground_share", self.foreground_share)
         _require(
@@ -213,8 +224,16 @@ class SplitSettings:
 class Run:
     """What to work on, and how. Paths are text, so that the tree can be written as YAML."""
 
-    unlabelled: Optional[str] = setting(None, "folder of scans without labels")
-    labelled: Optional[str] = setting(None, "folder of labelled scans: images/ + labels/, or dataset.json (MSD)")
+    unlabelled: Optional[str] = setting(None, "folder of scans without labels, or a CSV or JSON list of them")
+    labelled: Optional[str] = setting(
+        None, "folder of labelled scans (images/ + labels/, MSD, nnU-Net, BTCV, BraTS), or a CSV or JSON list of them"
+    )
+    missing_labels: Literal["absent", "unannotated"] = setting(
+        "absent",
+        "what it means that a class is missing from a label map; unannotated: nobody looked for it, learn nothing "
+        "from it (always so where the scans say that they are partially labelled)",
+    )
+    check: bool = setting(False, "tell of every scan whether it can be used, and why not, and write nothing")
     scans: Optional[str] = setting(None, "scan, or folder of scans, to segment")
     model: Optional[str] = setting(None, "model package (folder) to segment with")
     weights: Optional[str] = setting(None, "run folder of a pre-training to start from; without: from scratch")
@@ -416,8 +435,8 @@ def _multiple(name: str, value: Sequence[int] | None, of: str, unit: Sequence[in
 
 
 def _training_numbers(name: str, values: Any) -> None:
-    for part in ("steps", "batch", "learning_rate", "checkpoint_every"):
+    for part in ("steps", "learning_rate", "checkpoint_every"):
         _positive(f"{name}.{part}", getattr(values, part))
-    for part in ("weight_decay", "warmup_steps"):
+    for part in ("batch", "weight_decay", "warmup_steps"):
         number = getattr(values, part)
         _require(number >= 0, f"{name}.{part} is {number}", "Give 0 or a number above it.")

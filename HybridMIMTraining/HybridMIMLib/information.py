@@ -10,14 +10,15 @@ from typing import Any
 from HybridMIMLib import __version__
 from HybridMIMLib.config import Run, make_run, to_dict, workspace
 from HybridMIMLib.files import read_json
+from HybridMIMLib.presets import list_presets
 from HybridMIMLib.runs import versions
 
 
 def info(run: Run | None = None, **settings: Any) -> dict[str, Any]:
-    """Versions, devices, the folder of runs with the runs in it, and the settings.
+    """Versions, devices, presets and recipes, the folder of runs with the runs in it, and the settings.
 
     Returns:
-        ``version``, ``versions``, ``devices``, ``workspace``, ``free_gb``, ``runs``, ``settings``.
+        ``version``, ``versions``, ``devices``, ``presets``, ``workspace``, ``free_gb``, ``runs``, ``settings``.
     """
     folder = workspace()
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
@@ -25,6 +26,7 @@ def info(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         "version": __version__,
         "versions": versions(),
         "devices": devices(),
+        "presets": [{"name": one.name, "kind": one.kind, "summary": one.summary} for one in list_presets()],
         "workspace": str(folder),
         "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
         "runs": [_describe(path) for path in sorted((folder / "runs").glob("*/run.yaml"))],

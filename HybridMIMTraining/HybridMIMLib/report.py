@@ -10,8 +10,8 @@ from HybridMIMLib.events import duration
 
 def report(command: str, result: Mapping[str, Any]) -> str:
     """The lines to print when ``command`` is done."""
-    writers = {"demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain, "segment": _segment,
-               "train": _train}  # fmt: skip
+    writers = {"check": _check, "demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain,
+               "segment": _segment, "train": _train}  # fmt: skip
     return "\n".join(writers.get(command, _plain)(result))
 
 
@@ -24,6 +24,42 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         return "  ".join(cells).rstrip()
 
     return [line(head), "  ".join("-" * width for width in widths), *(line(row) for row in rows)]
+
+
+def _check(result: Mapping[str, Any]) -> list[str]:
+    lines = [line for name, folder in result["folders"].items() for line in _checked(name, folder)]
+    if result["duplicates"]:
+        pairs = [[labelled, unlabelled] for labelled, unlabelled in result["duplicates"]]
+        lines += ["in both folders, as labelled and as unlabelled scan; keep those for a test out of both:"]
+        lines += [*table(["labelled", "unlabelled"], pairs), ""]
+    return [*lines, f"{result['usable']} scan(s) can be used, {result['skipped']} cannot. Nothing was written."]
+
+
+def _checked(name: str, folder: Mapping[str, Any]) -> list[str]:
+    counts, rows = folder["counts"], folder["rows"]
+    columns = ["status", "name", "voxels", "mm", "channels", "modality"]
+    widest = max(len(row["name"]) for row in rows)
+    cells = [{**row, "name": row["name"].ljust(widest)} for row in rows]
+    aligned = table(columns, [[row[column] for column in columns] for row in cells])
+    reasons = ["reason", "------", *(row["reason"] for row in rows)]
+    known = ", ".join(f"{kind} ({number})" for kind, number in folder["modalities"].items())
+    lines = [
+        f"{name}: {folder['path']} (layout: {folder['layout']})",
+        "",
+        *(f"{line.ljust(len(aligned[1]))}  {reason}".rstrip() for line, reason in zip(aligned, reasons)),
+        "",
+        f"{counts['good']} good, {counts['warning']} with a warning, {counts['skipped']} skipped; "
+        f"{folder['patients']} patient(s); "
+        f"modality: {known or 'unknown'}; {folder['others']} other file(s) passed over",
+    ]
+    if folder["classes"]:
+        classes = [
+            [one["name"], str(one["label"]), str(one["cases"]), str(one["annotated"])] for one in folder["classes"]
+        ]
+        lines += ["", *table(["class", "label", "in cases", "annotated in"], classes)]
+    lines += [f"would end the preparation: {problem}" for problem in folder["problems"]]
+    lines += [f"what helps ({number}): {cure}" for cure, number in folder["cures"].items()]
+    return [*lines, ""]
 
 
 def _demo(result: Mapping[str, Any]) -> list[str]:
@@ -83,6 +119,8 @@ def _info(result: Mapping[str, Any]) -> list[str]:
         *(f"  {name:<15} {version}" for name, version in result["versions"].items()),
         "devices:",
         *(f"  {device}" for device in result["devices"]),
+        "presets and recipes, for --config NAME:",
+        *(f"  {one['name']:<11} {one['summary']}" for one in result["presets"]),
         f"runs are kept in {result['workspace']}/runs ({result['free_gb']} GB free); HYBRIDMIM_WORKSPACE moves it",
         *(runs or ["  none yet"]),
     ]

@@ -42,6 +42,7 @@ PACKAGES = (
     "scipy",
     "SimpleITK",
     "nibabel",
+    "pydicom",
     "safetensors",
     "einops",
     "jsonargparse",
@@ -61,7 +62,8 @@ _QUERY, _STILL_ACTIVE = 0x1000, 259
 
 _INPUTS = ("split.json", "scans.json")
 _MADE_NOTHING = {
-    *("run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "log.txt", "plan.json", "store"),
+    *("run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "log.txt", "plan.json", "plan.yaml"),
+    *("batch.json", "store"),
     *_INPUTS,
 }
 """What a run folder holds before there is anything to continue from; the store fits by itself or is made anew."""

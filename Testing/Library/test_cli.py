@@ -138,6 +138,38 @@ def test_the_way_by_commands_in_a_folder_with_an_awkward_name(blobs: Path, unico
     assert len(result["labels"]) == 3 and len(result["warnings"]) == 1
 
 
+def test_check_prints_every_scan_and_writes_nothing(blobs: Path, unicode_folder: Path) -> None:
+    folder = unicode_folder
+    shutil.copytree(blobs / "labelled", folder / "labelled")
+    environment = {**os.environ, "HYBRIDMIM_WORKSPACE": str(folder / "workspace")}
+
+    def checked(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return hybridmim("prepare", *arguments, env=environment)
+
+    before = sorted(folder.rglob("*"))
+    good = checked("--check", "--labelled", folder / "labelled")
+    assert good.returncode == 0, good.stderr
+    assert "5 scan(s) can be used" in good.stdout and "check scans" in good.stderr
+    assert sorted(folder.rglob("*")) == before
+    (folder / "labelled" / "labels" / "blob_1.nii.gz").write_bytes(b"")
+    some = checked("--labelled", folder / "labelled", "--check")
+    assert some.returncode == 3 and re.search("skipped +blob_1 .*the file is empty", some.stdout)
+    for path in (folder / "labelled" / "images").iterdir():
+        path.write_bytes(b"junk")
+    assert checked("--check=true", "--labelled", folder / "labelled").returncode == 1
+    none = checked("--check", "--labelled", folder / "nothing")
+    assert none.returncode == 1 and "no such folder" in none.stderr
+    assert checked("--check").returncode == 2
+    assert not (folder / "workspace").exists()
+
+
+def test_check_says_what_would_end_a_preparation(blobs: Path, tmp_path: Path) -> None:
+    shutil.copytree(blobs / "labelled", tmp_path / "labelled")
+    (tmp_path / "labelled" / "classes.json").write_text('{"1": "Bright"}')
+    said = hybridmim("prepare", "--check", "--labelled", tmp_path / "labelled")
+    assert said.returncode == 1 and "holds label 2, but only [1] are named" in said.stdout
+
+
 @pytest.mark.parametrize("spoil", ["no scan", "another grid", "not integers", "too few", "no label"])
 def test_bad_labelled_folders_end_in_one_line(tmp_path: Path, spoil: str) -> None:
     import nibabel

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from small_runs import KeptLog
 
 from HybridMIMLib.events import Event, EventLog, EventReader, Phase, duration
 
@@ -17,17 +18,6 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr("HybridMIMLib.events.time.monotonic", lambda: self.now)
-
-
-class KeptLog(EventLog):
-    """Keeps what is written, in place of a file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[Event] = []
-
-    def write(self, kind: str, **content: object) -> None:
-        self.events.append({"kind": kind, **content})
 
 
 def collect() -> tuple[EventLog, list[Event]]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.config import Run, make_run, user_path
+from HybridMIMLib.data.check import check, shared_scans
 from HybridMIMLib.data.classes import LabelClass
-from HybridMIMLib.data.layouts import Dataset, open_dataset
-from HybridMIMLib.data.plan import Plan, make_plan
+from HybridMIMLib.data.layouts import Dataset, named_for_labels, open_dataset
+from HybridMIMLib.data.plan import Plan, make_plan, plan_yaml
 from HybridMIMLib.data.store import PreparedCase, prepare_store
 from HybridMIMLib.data.survey import CaseFacts, classes_of, survey
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import write_json
+from HybridMIMLib.files import write_json, write_text
 from HybridMIMLib.runs import RunFolder
 
 
@@ -39,6 +39,9 @@ class Prepared:
 def prepare(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     """Prepare the unlabelled and the labelled folder, so that training can start at once.
 
+    With ``check=True`` nothing is prepared or written: every scan gets a verdict; see
+    :func:`HybridMIMLib.data.check.check`.
+
     Returns:
         The paths of store and plan, and how many cases there are.
 
@@ -48,18 +51,22 @@ def prepare(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     run = make_run(run, settings)
     if not (run.unlabelled or run.labelled):
         raise SettingsError("there is nothing to prepare", cure="Add --unlabelled DIR, --labelled DIR, or both.")
+    if run.check:
+        return check(run, EventLog())
     folder = RunFolder.open("prepare", run)
     with folder.at_work() as events:
-        plan, counts = None, {}
+        plan, prepared = None, {}
         for name in ("unlabelled", "labelled"):
             if getattr(run, name):
-                prepared = prepare_folder(run, name, folder.path, events, plan)
-                plan, counts[name] = prepared.plan, len(prepared.cases)
+                prepared[name] = prepare_folder(run, name, folder.path, events, plan)
+                plan = prepared[name].plan
+        if len(prepared) == 2:
+            _tell_shared(prepared["unlabelled"].facts, prepared["labelled"].facts, events)
         return folder.finish(
             {
                 "store": str(store_of(run, folder.path)),
                 "plan": str(folder.path / "plan.json"),
-                "cases": counts,
+                "cases": {name: len(one.cases) for name, one in prepared.items()},
             }
         )
 
@@ -78,7 +85,7 @@ def prepare_folder(
     Args:
         run: the settings.
         name: ``"unlabelled"`` or ``"labelled"``.
-        folder: the run folder, where ``plan.json`` is written.
+        folder: the run folder, where ``plan.json`` is written, and ``plan.yaml`` to read.
         events: where progress goes.
         plan: one to follow, e.g. that of pre-trained weights; None makes one from the scans.
         at_least: how many usable cases are needed.
@@ -91,21 +98,22 @@ def prepare_folder(
     """
     source = run.folder(name, f"the folder of {name} scans")
     if dataset is None:
-        dataset = open_dataset(source, labelled=name == "labelled")
-    facts = survey(dataset.cases, events)
+        dataset = open_dataset(source, name == "labelled", run.missing_labels)
+    facts = survey(dataset.cases, events, dataset.partial)
     if len(facts) < at_least:
         raise DataError(
             f"{source}: {len(facts)} {name} scan(s) can be used, at least {at_least} are needed",
             cure="Add scans to the folder.",
         )
-    classes = classes_of(facts, dataset.classes) if name == "labelled" else ()
-    plan = make_plan(facts, run.plan, run.network.stride) if plan is None else plan
+    classes = _classes(facts, dataset) if name == "labelled" else ()
+    plan = make_plan(facts, run.plan, run.network.stride, events) if plan is None else plan
     if facts[0].channels != plan.channels:
         raise DataError(
             f"{source}: scans have {facts[0].channels} channel(s), the plan has {plan.channels}",
             cure="Use scans with the same channels for all stages.",
         )
     write_json(folder / "plan.json", plan.to_json())
+    write_text(folder / "plan.yaml", plan_yaml(plan))
     return Prepared(plan, prepare_store(facts, plan, classes, store_of(run, folder), events), facts, classes)
 
 
@@ -114,10 +122,15 @@ def store_of(run: Run, folder: Path) -> Path:
     return user_path(run.store) if run.store else folder / "store"
 
 
-def split(names: Sequence[str], held_out: int, seed: int) -> tuple[list[str], list[str]]:
-    """Split case names at random, following from the seed: (kept, held out), each in the given order."""
-    from HybridMIMLib.randomness import random_stream
+def _classes(facts: list[CaseFacts], dataset: Dataset) -> tuple[LabelClass, ...]:
+    met = set().union(*(one.labels for one in facts))
+    return classes_of(facts, named_for_labels(dataset, met).classes)
 
-    chosen = set(random_stream(seed, "validation split").permutation(len(names))[:held_out].tolist())
-    kept = [name for index, name in enumerate(names) if index not in chosen]
-    return kept, [name for index, name in enumerate(names) if index in chosen]
+
+def _tell_shared(unlabelled: list[CaseFacts], labelled: list[CaseFacts], events: EventLog) -> None:
+    """A scan may be in both folders; whoever holds it out for a test should know."""
+    if shared := shared_scans(unlabelled, labelled):
+        events.message(
+            f"{len(shared)} labelled scan(s) are among the unlabelled ones too, such as {shared[0][0]}: whoever "
+            "learns from the unlabelled ones has seen them"
+        )

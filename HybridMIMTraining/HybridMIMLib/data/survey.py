@@ -1,24 +1,39 @@
-"""One pass over the cases of a data set: which can be used, and the facts from which a plan is made."""
+"""One pass over the cases of a data set: which can be used, and the facts from which a plan is made.
+
+Every case gets a verdict (:func:`examine`), in a few threads; a :func:`survey` for a training takes those that can be
+used, and ends at a wrong label map.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.finding import files_of
 from HybridMIMLib.data.grid import Grid, to_canonical
 from HybridMIMLib.data.layouts import Case, classes_from_labels
+from HybridMIMLib.data.measuring import body_percentiles, looks_like_ct, voxel_hash
 from HybridMIMLib.data.scans import LabelMap, Scan, read_label_map, read_scan
+from HybridMIMLib.data.volume import Content
 from HybridMIMLib.errors import DataError, LabelError, ScanError
-from HybridMIMLib.events import EventLog
+from HybridMIMLib.events import EventLog, Phase
 
 MOST_CLASSES = 255
 """Class numbers are stored as 8 bit, 0 is background."""
+
+MOST_WORKERS = 4
+"""Threads that read; more do not help, as each unpacks faster than a disk delivers, and each holds a scan."""
+
+Status = Literal["good", "warning", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,13 @@ class CaseFacts:
         spacing: in mm.
         low, high: smallest and largest intensity.
         labels: values in the label map, without 0.
+        voxels: SHA-256 of shape and voxel values along R, A, S: one scan in two formats has it twice.
+        modality: ``"CT"``, ``"MR"``, or ``""`` where it cannot be told.
+        body: per channel, one after the other, the percentiles 0.5, 25, 50, 75 and 99.5 of the intensities in the
+            body.
+        patient: who was scanned; the case's name where nobody says.
+        annotated: the labels that were annotated here; None: all.
+        warnings: what is odd about the files though they can be used.
     """
 
     case: Case
@@ -43,53 +65,120 @@ class CaseFacts:
     low: float
     high: float
     labels: frozenset[int]
+    voxels: str = ""
+    modality: str = ""
+    body: tuple[float, ...] = ()
+    patient: str = ""
+    annotated: frozenset[int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def survey(cases: Iterable[Case], events: EventLog) -> list[CaseFacts]:
-    """Read every case once; a scan that cannot be used is named in a warning and passed over.
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a case can be used, and why not.
 
-    Raises:
-        LabelError: a label map is wrong; training on the others would hide that.
-        DataError: no case is left.
+    Attributes:
+        case: the files.
+        status: ``"good"``, ``"warning"`` (used, but odd) or ``"skipped"``.
+        reasons: one line each; of a case that is skipped it begins with the file.
+        facts: what was found in it; None where it could not be read.
+        error: what was raised, of a case that is skipped.
+    """
+
+    case: Case
+    status: Status
+    reasons: tuple[str, ...]
+    facts: CaseFacts | None
+    error: DataError | None = None
+
+
+def examine(
+    cases: Iterable[Case], events: EventLog, partial: bool = False, workers: int | None = None
+) -> Iterator[Verdict]:
+    """A verdict a case, in the order of the cases; each file is read once.
+
+    Several threads read, and no more scans than threads are in memory. Whoever stops taking verdicts stops the
+    reading, as Ctrl+C does.
+
+    Args:
+        cases: to examine.
+        events: where progress goes, as phase "check scans".
+        partial: a label that is missing from a case was not annotated there, unless the case itself says.
+        workers: threads; None: one a core, up to :data:`MOST_WORKERS`.
     """
     cases = list(cases)
     phase = events.phase("check scans", len(cases))
+    count = max(workers or min(MOST_WORKERS, os.cpu_count() or 1), 1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="check scans")
+    waiting: deque[Future[Verdict]] = deque()
+    seen: dict[str, Path] = {}
+    try:
+        for index, case in enumerate(cases):
+            waiting.append(pool.submit(_examine_one, case, partial))
+            if len(waiting) > count:
+                yield _next(waiting, seen, phase, index + 1 - len(waiting))
+        while waiting:
+            yield _next(waiting, seen, phase, len(cases) - len(waiting))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def survey(
+    cases: Iterable[Case], events: EventLog, partial: bool = False, workers: int | None = None
+) -> list[CaseFacts]:
+    """Read every case once; a scan that cannot be used is named in a warning and passed over, as is a copy.
+
+    Args:
+        cases, events, partial, workers: as for :func:`examine`.
+
+    Raises:
+        LabelError: a label map is wrong; training on the others would hide that.
+        DataError: no case is left, or they have different numbers of channels.
+    """
+    cases = list(cases)
     found: list[CaseFacts] = []
-    for done, case in enumerate(cases, 1):
-        try:
-            facts = _facts(case, events)
-        except ScanError as error:
-            events.warning(f"skipped: {error}")
-        else:
-            twin = next((other for other in found if other.content == facts.content), None)
-            if twin is None:
-                found.append(facts)
-            else:
-                events.warning(f"skipped: {case.images[0]}: is a copy of {twin.case.images[0]}. Remove one of them.")
-        phase.progress(done)
+    for verdict in examine(cases, events, partial, workers):
+        if isinstance(verdict.error, LabelError):
+            raise verdict.error
+        if verdict.status == "skipped" or verdict.facts is None:
+            events.warning(f"skipped: {verdict.reasons[0]}")
+            continue
+        for reason in verdict.reasons:
+            events.warning(f"{verdict.case.images[0]}: {reason}")
+        found.append(verdict.facts)
     if not found:
         raise DataError(
             f"{cases[0].images[0].parent}: none of the {len(cases)} scans can be used",
             cure="See the reason for each above.",
         )
-    channels = {facts.channels for facts in found}
-    if len(channels) > 1:
-        odd = min(found, key=lambda f: sum(f.channels == other.channels for other in found))
-        raise DataError(
-            f"{odd.case.images[0]}: has {odd.channels} channel(s), other scans have another number",
-            cure="Keep scans of one kind in the folder.",
-        )
+    if odd := odd_channels(found):
+        raise odd
     return found
 
 
-def read_case(case: Case) -> tuple[Scan, LabelMap | None]:
+def odd_channels(found: Sequence[CaseFacts]) -> DataError | None:
+    """The error of scans of different kinds, naming one of the rarest; None where all have the same channels."""
+    if len({facts.channels for facts in found}) < 2:
+        return None
+    odd = min(found, key=lambda f: sum(f.channels == other.channels for other in found))
+    return DataError(
+        f"{odd.case.images[0]}: has {odd.channels} channel(s), other scans have another number",
+        cure="Keep scans of one kind in the folder.",
+    )
+
+
+def read_case(case: Case, content: Content | None = None) -> tuple[Scan, LabelMap | None]:
     """The scan of a case, its channels stacked, and its label map.
+
+    Args:
+        case: the files.
+        content: gets the bytes of all of them, the label map's last.
 
     Raises:
         ScanError: a file cannot be used, or the channels lie on different grids.
         LabelError: the label map does not fit.
     """
-    parts = [read_scan(path) for path in case.images]
+    parts = [read_scan(path, content) for path in case.images]
     first = parts[0]
     for other in parts[1:]:
         if not first.grid.same_as(other.grid):
@@ -98,11 +187,11 @@ def read_case(case: Case) -> tuple[Scan, LabelMap | None]:
                 cure="Resample all channels of a case onto one grid.",
             )
     if len(parts) > 1:
-        warnings = tuple(warning for part in parts for warning in part.warnings)
-        first = Scan(first.path, np.concatenate([part.array for part in parts]), first.grid, warnings)
+        warnings = tuple(dict.fromkeys(warning for part in parts for warning in part.warnings))
+        first = replace(first, array=np.concatenate([part.array for part in parts]), warnings=warnings)
     label = None
     if case.label is not None:
-        label = read_label_map(case.label, first.grid, scan_path=first.path)
+        label = read_label_map(case.label, first.grid, scan_path=first.path, content=content)
     return first, label
 
 
@@ -127,28 +216,30 @@ def classes_of(found: Iterable[CaseFacts], named: tuple[LabelClass, ...]) -> tup
         )
     if not named:
         return classes_from_labels(met)
-    known = {c.label for c in named}
     for facts in found:
-        if unknown := facts.labels - known:
-            raise LabelError(
-                f"{facts.case.label}: holds label {min(unknown)}, but only {sorted(known)} are named",
-                cure="Add it to dataset.json or classes.json, or correct the label map.",
-            )
+        if unknown := unknown_label(facts, named):
+            raise unknown
     return named
 
 
+def unknown_label(facts: CaseFacts, named: Sequence[LabelClass]) -> LabelError | None:
+    """The error of a label map with a value that no class is named for; None where all are."""
+    known = {one.label for one in named}
+    if not known or facts.labels <= known:
+        return None
+    return LabelError(
+        f"{facts.case.label}: holds label {min(facts.labels - known)}, but only {sorted(known)} are named",
+        cure="Add it to dataset.json or classes.json, or correct the label map.",
+    )
+
+
 def content_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over the bytes of files, in their order; a file that cannot be read counts by its path."""
-    digest = hashlib.sha256()
+    """SHA-256 over the bytes of scans and label maps, in their order, all slices of a DICOM series included."""
+    content = Content()
     for path in paths:
-        try:
-            with open(path, "rb") as handle:
-                for block in iter(lambda: handle.read(1 << 20), b""):
-                    digest.update(block)
-        except OSError:
-            digest.update(str(path).encode("utf-8", "surrogateescape"))
-        digest.update(b"\x00file\x00")
-    return digest.hexdigest()
+        for file in files_of(path):
+            content.add_file(file)
+    return content.hexdigest()
 
 
 def canonical_grid(array: npt.NDArray[np.generic], grid: Grid) -> tuple[npt.NDArray[np.generic], Grid]:
@@ -157,20 +248,51 @@ def canonical_grid(array: npt.NDArray[np.generic], grid: Grid) -> tuple[npt.NDAr
     return turned, turned_grid
 
 
-def _facts(case: Case, events: EventLog) -> CaseFacts:
-    scan, label = read_case(case)
-    for warning in scan.warnings + (label.warnings if label else ()):
-        events.warning(f"{scan.path}: {warning}")
-    _, grid = canonical_grid(scan.array, scan.grid)
-    files = case.images if case.label is None else (*case.images, case.label)
-    values = frozenset() if label is None else frozenset(int(v) for v in np.unique(label.array) if v)
+def _next(waiting: deque[Future[Verdict]], seen: dict[str, Path], phase: Phase, done: int) -> Verdict:
+    """The verdict of the case that waits longest; a copy of an earlier scan is skipped."""
+    first = waiting.popleft()
+    while not first.done():
+        # With a limit, because Windows hands on Ctrl+C only between waits.
+        wait([first], timeout=0.2)
+    verdict = first.result()
+    phase.progress(done + 1)
+    facts = verdict.facts
+    if facts is None:
+        return verdict
+    image, twin = facts.case.images[0], seen.get(facts.voxels)
+    if twin is None:
+        seen[facts.voxels] = image
+        return verdict
+    error = ScanError(f"{image}: is a copy of {twin}", cure="Remove one of them.")
+    return replace(verdict, status="skipped", reasons=(str(error),), error=error)
+
+
+def _examine_one(case: Case, partial: bool) -> Verdict:
+    try:
+        facts = _facts(case, partial)
+    except DataError as error:
+        return Verdict(case, "skipped", (str(error),), None, error)
+    return Verdict(case, "warning" if facts.warnings else "good", facts.warnings, facts)
+
+
+def _facts(case: Case, partial: bool) -> CaseFacts:
+    content = Content()
+    scan, label = read_case(case, content)
+    values = frozenset() if label is None else frozenset(np.unique(label.array).tolist()) - {0}
+    turned, grid = canonical_grid(scan.array, scan.grid)
     return CaseFacts(
         case,
-        content_hash(files),
+        content.hexdigest(),
         len(scan.array),
         grid.shape,
         grid.spacing,
         float(scan.array.min()),
         float(scan.array.max()),
         values,
+        voxel_hash(turned),
+        scan.modality or ("CT" if looks_like_ct(scan.array) else ""),
+        body_percentiles(scan.array),
+        case.patient or scan.patient or case.name,
+        values if partial and label is not None and case.annotated is None else case.annotated,
+        (*scan.warnings, *(label.warnings if label else ())),
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.data.prepare import prepare, prepare_folder, split, store_of
+from HybridMIMLib.data.prepare import prepare, prepare_folder, store_of
 from HybridMIMLib.data.scans import write_nifti
 from HybridMIMLib.errors import DataError, DiskError, LabelError, SettingsError
 from HybridMIMLib.events import EventLog, EventReader
@@ -44,6 +45,27 @@ def test_both_folders_follow_one_plan_and_share_a_store(unicode_folder: Path) ->
     assert len(store_folders(Path(result["store"]))) == 5
     plan = Plan.from_json(read_json(Path(result["plan"])))
     assert plan.spacing == (2, 2, 3) and plan.crop == (16, 16, 16)
+    readable = yaml.safe_load((unicode_folder / "run" / "plan.yaml").read_text(encoding="utf-8"))
+    assert readable["plan"]["spacing"] == [2, 2, 3]
+
+
+def test_scans_that_are_in_both_folders_are_told(tmp_path: Path) -> None:
+    unlabelled = write_cases(tmp_path / "u", 3, labels=False)
+    prepare(unlabelled=unlabelled, labelled=write_cases(tmp_path / "l", 2), output=tmp_path / "run")
+    said = [event.get("message", "") for event in EventReader(tmp_path / "run" / "events.jsonl").read()]
+    (text,) = [text for text in said if "among the unlabelled" in text]
+    assert text.startswith("2 labelled scan(s)") and "case_0" in text
+
+
+def test_a_class_that_is_missing_was_not_annotated_when_the_setting_says_so(tmp_path: Path) -> None:
+    source = write_cases(tmp_path / "l", 2)
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:10, 4:10, 3:8] = 1
+    write_nifti(source / "labels" / "case_1.nii.gz", label, GRID)
+    for setting, expected in (("absent", [None, None]), ("unannotated", [{1, 2}, {1}])):
+        run = make_run(None, {"labelled": source, "missing_labels": setting})
+        prepared = prepare_folder(run, "labelled", tmp_path / setting, EventLog())
+        assert [facts.annotated for facts in prepared.facts] == expected
 
 
 def test_prepared_again_nothing_is_written(tmp_path: Path) -> None:
@@ -122,13 +144,3 @@ def test_a_changed_scan_is_prepared_anew_beside_the_others(tmp_path: Path) -> No
 def test_the_store_lies_in_the_run_unless_it_is_named(tmp_path: Path) -> None:
     assert store_of(Run(), tmp_path) == tmp_path / "store"
     assert store_of(Run(store="~/s"), tmp_path) == Path.home() / "s"
-
-
-@pytest.mark.parametrize("held_out", [0, 1, 3, 7, 9])
-def test_a_split_follows_from_the_seed_and_loses_nobody(held_out: int) -> None:
-    names = [f"case {n}" for n in range(7)]
-    kept, out = split(names, held_out, seed=3)
-    assert (kept, out) == split(names, held_out, seed=3)
-    assert sorted(kept + out) == names and len(out) == min(held_out, 7)
-    assert kept == sorted(kept) and out == sorted(out)
-    assert len({tuple(split(names, 3, seed)[1]) for seed in range(20)}) > 5

@@ -12,6 +12,7 @@ import SimpleITK
 
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.scans import (
+    files_of,
     find_scans,
     read_label_map,
     read_scan,
@@ -122,6 +123,25 @@ def test_find_scans_says_what_is_missing(tmp_path: Path) -> None:
         find_scans(tmp_path)
 
 
+def test_a_header_has_its_data_with_it(tmp_path: Path) -> None:
+    for name, data in (("a.mhd", "a.raw"), ("b.nhdr", "b.raw")):
+        path = save_itk(tmp_path / name, voxels())
+        packed = next(file for file in tmp_path.glob(f"{path.stem}.*raw*"))
+        assert files_of(path) == (path, packed) and data.partition(".")[0] == packed.name.partition(".")[0]
+    assert files_of(tmp_path / "none.mhd") == (tmp_path / "none.mhd",)
+    (tmp_path / "c.mhd").write_text("ElementDataFile = LOCAL\n")
+    (tmp_path / "d.mhd").write_text("ElementDataFile = missing.raw\n")
+    (tmp_path / "e.nrrd").write_text("data file: a.raw\n")
+    for name in ("c.mhd", "d.mhd", "e.nrrd"):
+        assert files_of(tmp_path / name) == (tmp_path / name,)
+
+
+def test_a_detached_file_that_is_missing_is_no_scan(tmp_path: Path) -> None:
+    path = save_itk(tmp_path / "a.mhd", voxels())
+    files_of(path)[1].unlink()
+    refused(path)
+
+
 # --- geometry -----------------------------------------------------------------------------------------------
 
 
@@ -212,7 +232,10 @@ def test_missing_empty_and_foreign_files(unicode_folder: Path) -> None:
     (unicode_folder / "a.nrrd").write_bytes(b"")
     refused(unicode_folder / "a.nrrd", "is empty")
     (unicode_folder / "a.dcm").write_bytes(b"x")
-    refused(unicode_folder / "a.dcm", "not a format that is read", ".nrrd")
+    refused(unicode_folder / "a.dcm", "the file is no DICOM")
+    (unicode_folder / "a.txt").write_bytes(b"x")
+    refused(unicode_folder / "a.txt", "not a format that is read", ".nrrd")
+    refused(unicode_folder / "none.txt", "no such file")
     (unicode_folder / "folder.nii").mkdir()
     refused(unicode_folder / "folder.nii", "no such file")
 
@@ -301,6 +324,10 @@ def test_warnings(tmp_path: Path) -> None:
     image.header.set_xyzt_units("meter")
     nibabel.save(image, tmp_path / "units.nii")
     assert "unit is meter" in read_scan(tmp_path / "units.nii").warnings[0]
+    image = nibabel.Nifti1Image(voxels(), OBLIQUE)
+    image.header["descrip"] = b"TE=2.5;Time=1"
+    nibabel.save(image, tmp_path / "mr.nii")
+    assert (read_scan(tmp_path / "mr.nii").modality, read_scan(tmp_path / "units.nii").modality) == ("MR", "")
     thin = read_scan(save_nifti(tmp_path / "thin.nii", voxels(shape=(9, 9, 3))))
     assert "only 3 voxels" in thin.warnings[0]
 

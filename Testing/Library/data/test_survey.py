@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import threading
+import time
+import tracemalloc
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK
+from pydicom.data.data_manager import DATA_ROOT
+from small_runs import KeptLog
 
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.layouts import Case, open_dataset
 from HybridMIMLib.data.phantom import make_phantom
 from HybridMIMLib.data.scans import write_nifti
-from HybridMIMLib.data.survey import CaseFacts, classes_of, content_hash, read_case, survey
+from HybridMIMLib.data.survey import CaseFacts, Verdict, classes_of, content_hash, examine, read_case, survey
 from HybridMIMLib.errors import DataError, HybridMIMError, LabelError, ScanError
 from HybridMIMLib.events import EventLog
 
@@ -27,8 +35,6 @@ def scan(path: Path, channels: int = 1, grid: Grid = GRID, seed: int = 0) -> Pat
     if channels == 1:
         write_nifti(path, array, grid)
     else:
-        import nibabel
-
         nibabel.save(nibabel.Nifti1Image(array, grid.affine), path)
     return path
 
@@ -205,3 +211,168 @@ def test_a_copy_under_another_name_is_named_and_passed_over(tmp_path: Path) -> N
     events = EventLog()
     found = survey(open_dataset(folder, labelled=False).cases, events)
     assert len(found) == 2 and "copy" in events.warnings[0] and "blob_1" in events.warnings[0]
+
+
+# --- what is found ------------------------------------------------------------------------------------------
+
+CT5N = Path(DATA_ROOT) / "test_files" / "dicomdirtests" / "98892001" / "CT5N"
+
+
+def examined(cases: list[Case], **options: object) -> list[Verdict]:
+    return list(examine(cases, EventLog(), **options))  # type: ignore[arg-type]
+
+
+def saved_again(path: Path, target: Path) -> Path:
+    """The image in another format, which knows the same grid."""
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(target))
+    return target
+
+
+def test_one_scan_in_several_formats_is_one_scan(tmp_path: Path) -> None:
+    source = scan(tmp_path / "a.nii")
+    others = [saved_again(source, tmp_path / name) for name in ("b.nii.gz", "c.nrrd", "d.mha", "e.mhd")]
+    image = nibabel.load(source)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata().astype(np.float32), image.affine), tmp_path / "f.nii")
+    turned = np.ascontiguousarray(np.asanyarray(image.dataobj)[::-1].transpose(2, 0, 1))
+    affine = image.affine @ np.array([[0, -1, 0, 8], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(turned, affine), tmp_path / "g.nii")
+    paths = [source, *others, tmp_path / "f.nii", tmp_path / "g.nii"]
+    first, *copies = examined([Case(path.name, (path,), None) for path in paths])
+    assert first.status == "good" and first.facts is not None
+    for copy in copies:
+        assert copy.status == "skipped" and copy.facts is not None and copy.facts.voxels == first.facts.voxels
+        assert copy.reasons[0].startswith(f"{copy.case.images[0]}: is a copy of {source}")
+    assert len({copy.facts.content for copy in (first, *copies) if copy.facts}) == 7
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "nrrd", "mha", "mhd", "nhdr"])
+def test_the_content_of_facts_is_the_hash_of_the_files(tmp_path: Path, suffix: str) -> None:
+    image = scan(tmp_path / "a.nii")
+    path = image if suffix == "nii" else saved_again(image, tmp_path / f"b.{suffix}")
+    write_nifti(tmp_path / "label.nii.gz", blob(), GRID)
+    one = Case("a", (path,), tmp_path / "label.nii.gz")
+    (found,) = survey([one], EventLog())
+    assert found.content == content_hash([path, tmp_path / "label.nii.gz"]) != content_hash([path])
+
+
+def test_the_content_of_a_detached_file_counts(tmp_path: Path) -> None:
+    path = saved_again(scan(tmp_path / "a.nii"), tmp_path / "b.mhd")
+    before = content_hash([path])
+    data = tmp_path / "b.raw"
+    data.write_bytes(data.read_bytes()[::-1])
+    assert content_hash([path]) != before
+
+
+def test_a_series_is_hashed_with_all_its_slices() -> None:
+    (found,) = survey([Case("ct", (CT5N / "3353",), None)], EventLog())
+    digest = hashlib.sha256()
+    for name in ("3353", "3023", "2693", "2392", "2062"):
+        digest.update((CT5N / name).read_bytes() + b"\x00file\x00")
+    assert found.content == content_hash([CT5N / "3353"]) == digest.hexdigest()
+    assert (found.modality, found.patient, found.shape) == ("CT", "98890234", (16, 16, 5))
+    assert len(found.body) == 5 and "only 5 voxels" in found.warnings[0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts the bytes that a process reads")
+def test_a_check_reads_a_nifti_file_once(tmp_path: Path) -> None:
+    cases = [Case(str(n), (scan(tmp_path / f"{n}.nii", grid=Grid((64, 64, 64), np.eye(4)), seed=n),), None)
+             for n in range(4)]  # fmt: skip
+
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    size, before = sum(one.images[0].stat().st_size for one in cases), read()
+    assert len(survey(cases, EventLog())) == 4
+    assert size <= read() - before < 1.02 * size
+
+
+def test_patient_modality_and_what_was_annotated(tmp_path: Path) -> None:
+    named = Case("b", (scan(tmp_path / "b.nii", seed=1),), None, "Eve")
+    write_nifti(tmp_path / "label.nii", blob(3), GRID)
+    label = tmp_path / "label.nii"
+    partial = Case("c", (scan(tmp_path / "c.nii", seed=2),), label)
+    said = Case("d", (scan(tmp_path / "d.nii", seed=3),), label, "", frozenset({1, 3}))
+    cases = [Case("a", (scan(tmp_path / "a.nii"),), None), named, partial, said]
+    found = survey(cases, EventLog(), partial=True)
+    assert [one.patient for one in found] == ["a", "Eve", "c", "d"]
+    assert [one.annotated for one in found] == [None, None, {3}, {1, 3}]
+    assert [one.annotated for one in survey(cases, EventLog())] == [None, None, None, {1, 3}]
+    assert all(one.modality == "" for one in found), "noise is nothing"
+
+
+# --- threads ------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Stands in for :func:`read_case`: slow, most so for the first, and counts how many read at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.005) -> None:
+        self.now = self.most = self.calls = 0
+        self._lock, self._read, self._seconds = threading.Lock(), read_case, seconds
+        monkeypatch.setattr("HybridMIMLib.data.survey.read_case", self.read)
+
+    def read(self, case: Case, content: object) -> object:
+        with self._lock:
+            self.calls += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(self._seconds * (4 if case.name == "0" else 1))
+        result = self._read(case, content)  # type: ignore[arg-type]
+        with self._lock:
+            self.now -= 1
+        return result
+
+
+def many(folder: Path, count: int) -> list[Case]:
+    return [Case(str(n), (scan(folder / f"{n}.nii", seed=n),), None) for n in range(count)]
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_verdicts_come_in_order_and_no_more_scans_than_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    cases = many(tmp_path, 12)
+    expected = examined(cases)
+    reader = Reader(monkeypatch)
+    assert examined(cases, workers=workers) == expected
+    assert reader.calls == 12 and 1 <= reader.most <= workers
+
+
+def test_ctrl_c_ends_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(monkeypatch)
+
+    def stop(event: dict[str, object]) -> None:
+        if event["kind"] == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey(many(tmp_path, 40), KeptLog(on_event=stop))
+    time.sleep(0.2)
+    assert reader.calls < 12, "what waited was not begun"
+
+
+def test_who_stops_taking_verdicts_stops_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(monkeypatch)
+    verdicts = examine(many(tmp_path, 40), EventLog(), workers=2)
+    next(verdicts)
+    verdicts.close()  # type: ignore[attr-defined]
+    time.sleep(0.2)
+    assert reader.calls < 8
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    seen: list[dict[str, object]] = []
+    survey(many(tmp_path, 3), KeptLog(on_event=seen.append))
+    assert seen[0]["kind"] == "phase" and seen[0]["phase"] == "check scans" and seen[0]["steps"] == 3
+    assert seen[-1]["step"] == 3
+
+
+def test_what_is_kept_of_a_scan_is_small(tmp_path: Path) -> None:
+    """10,000 scans are to take no more than 300 MB: 15 kB each, beside Python and its libraries."""
+    cases = many(tmp_path, 200)
+    survey(cases[:3], EventLog())
+    tracemalloc.start()
+    verdicts = examined(cases)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(verdicts) == 200 and kept / 200 < 5000

@@ -1,0 +1,207 @@
+"""``prepare --check``: every scan of the folders with its verdict, and what a preparation would make of them.
+
+Nothing is written. A label map that would end a preparation gets a verdict here like everything else, so that all
+mistakes of a folder are seen at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from HybridMIMLib.config import Run
+from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.finding import files_of, walk
+from HybridMIMLib.data.layouts import Dataset, named_for_labels, open_dataset
+from HybridMIMLib.data.survey import (
+    CaseFacts,
+    Status,
+    Verdict,
+    classes_of,
+    examine,
+    odd_channels,
+    unknown_label,
+)
+from HybridMIMLib.data.volume import mm, times
+from HybridMIMLib.errors import LabelError, SettingsError
+from HybridMIMLib.events import EventLog
+
+__all__ = ["CheckedFolder", "Verdict", "check", "check_folder", "examine_folder"]
+
+FOLDERS = ("unlabelled", "labelled")
+
+
+@dataclass(frozen=True)
+class CheckedFolder:
+    """A folder of scans, looked through.
+
+    Attributes:
+        dataset: what was found without reading a scan.
+        verdicts: one a case, in the order of the cases.
+        classes: what the label maps hold; empty without labels, and where that is wrong.
+        problems: what would end a preparation though single scans may be good.
+        others: how many files belong to none of the cases.
+    """
+
+    dataset: Dataset
+    verdicts: list[Verdict]
+    classes: tuple[LabelClass, ...]
+    problems: tuple[str, ...]
+    others: int
+
+    @property
+    def usable(self) -> list[CaseFacts]:
+        """Facts of the cases that would be used."""
+        return [one.facts for one in self.verdicts if one.facts is not None and one.status != "skipped"]
+
+    def count(self, status: Status) -> int:
+        """How many cases have this verdict."""
+        return sum(one.status == status for one in self.verdicts)
+
+
+def check(run: Run, events: EventLog) -> dict[str, Any]:
+    """Look through the run's folders; nothing is written.
+
+    Returns:
+        ``folders``: a description of each, with its rows; ``duplicates``: pairs (labelled, unlabelled) of cases with
+        the same scan; ``usable`` and ``skipped``: how many scans; ``problems``: how many things would end a
+        preparation.
+
+    Raises:
+        SettingsError: no folder was named.
+        DataError: a folder is not there, holds no scan, or its layout is broken.
+    """
+    names = [name for name in FOLDERS if getattr(run, name)]
+    if not names:
+        raise SettingsError("there is nothing to check", cure="Add --unlabelled DIR, --labelled DIR, or both.")
+    checked = {
+        name: examine_folder(run.folder(name, "scans"), name == "labelled", events, run.missing_labels)
+        for name in names
+    }
+    return {
+        "folders": {name: _describe(folder) for name, folder in checked.items()},
+        "duplicates": shared_scans(*(folder.usable for folder in checked.values())) if len(checked) == 2 else [],
+        "usable": sum(len(folder.usable) for folder in checked.values()),
+        "skipped": sum(folder.count("skipped") for folder in checked.values()),
+        "problems": sum(len(folder.problems) for folder in checked.values()),
+    }
+
+
+def check_folder(
+    folder: Path, labelled: bool, events: EventLog | None = None, missing_labels: str = "absent"
+) -> list[Verdict]:
+    """A verdict on every case of a folder; see :func:`examine_folder`."""
+    return examine_folder(folder, labelled, events or EventLog(), missing_labels).verdicts
+
+
+def examine_folder(folder: Path, labelled: bool, events: EventLog, missing_labels: str = "absent") -> CheckedFolder:
+    """Look through a folder, or a list of scans.
+
+    Args:
+        folder: in any layout.
+        labelled: whether its label maps are wanted.
+        events: where progress goes.
+        missing_labels: as the setting of this name.
+
+    Raises:
+        DataError: it is not there, holds no scan, or its layout is broken.
+    """
+    dataset = open_dataset(folder, labelled, missing_labels)
+    verdicts = list(examine(dataset.cases, events, dataset.partial))
+    if labelled:
+        met = set().union(*(one.facts.labels for one in verdicts if one.facts), ())
+        dataset = named_for_labels(dataset, met)
+        verdicts = [_with_labels(one, dataset.classes) for one in verdicts]
+    found = [one.facts for one in verdicts if one.facts is not None and one.status != "skipped"]
+    classes, problems = _classes(found, dataset) if labelled else ((), [])
+    if odd := odd_channels(found):
+        problems.append(str(odd))
+    return CheckedFolder(dataset, verdicts, classes, tuple(problems), _others(dataset))
+
+
+def shared_scans(unlabelled: Iterable[CaseFacts], labelled: Iterable[CaseFacts]) -> list[tuple[str, str]]:
+    """Names of the labelled and the unlabelled case of every scan that is in both; formats may differ."""
+    known = {facts.voxels: facts.case.name for facts in unlabelled}
+    return [(facts.case.name, known[facts.voxels]) for facts in labelled if facts.voxels in known]
+
+
+def _with_labels(verdict: Verdict, classes: Sequence[LabelClass]) -> Verdict:
+    """The same verdict, with what a label map alone does not show."""
+    if verdict.facts is None or verdict.status == "skipped":
+        return verdict
+    if error := unknown_label(verdict.facts, classes):
+        return replace(verdict, status="skipped", reasons=(str(error),), error=error)
+    if not verdict.facts.labels:
+        return replace(verdict, status="warning", reasons=(*verdict.reasons, "its label map is empty"))
+    return verdict
+
+
+def _classes(found: Sequence[CaseFacts], dataset: Dataset) -> tuple[tuple[LabelClass, ...], list[str]]:
+    if not found:
+        return (), []
+    try:
+        return classes_of(found, dataset.classes), []
+    except LabelError as error:
+        return (), [str(error)]
+
+
+def _others(dataset: Dataset) -> int:
+    """Files that belong to none of the cases; of a list, none."""
+    if not dataset.root.is_dir():
+        return 0
+    known: set[Path] = set()
+    for case in dataset.cases:
+        for path in (*case.images, *([case.label] if case.label else [])):
+            known.update(files_of(path))
+    return sum(folder / name not in known for folder, names in walk(dataset.root) for name in names)
+
+
+def _describe(folder: CheckedFolder) -> dict[str, Any]:
+    usable = folder.usable
+    present = Counter(label for facts in usable for label in facts.labels)
+    return {
+        "path": str(folder.dataset.root),
+        "layout": folder.dataset.layout,
+        "rows": [_row(one, folder.dataset.root) for one in folder.verdicts],
+        "counts": {status: folder.count(status) for status in ("good", "warning", "skipped")},
+        "others": folder.others,
+        "modalities": dict(Counter(facts.modality or "unknown" for facts in usable)),
+        "patients": len({facts.patient for facts in usable}),
+        "classes": [
+            {
+                "label": one.label,
+                "name": one.name,
+                "cases": present[one.label],
+                "annotated": sum(facts.annotated is None or one.label in facts.annotated for facts in usable),
+            }
+            for one in folder.classes
+        ],
+        "problems": list(folder.problems),
+        "cures": dict(Counter(one.error.cure for one in folder.verdicts if one.error is not None)),
+    }
+
+
+def _row(verdict: Verdict, root: Path) -> dict[str, str]:
+    facts = verdict.facts
+    reasons = verdict.reasons if verdict.error is None else (_short(verdict, root),)
+    return {
+        "status": verdict.status,
+        "name": verdict.case.name,
+        "voxels": times(facts.shape) if facts else "",
+        "mm": mm(facts.spacing).removesuffix(" mm") if facts else "",
+        "channels": str(facts.channels) if facts else "",
+        "modality": facts.modality if facts else "",
+        "reason": "; ".join(reasons),
+    }
+
+
+def _short(verdict: Verdict, root: Path) -> str:
+    """The reason without the path of the scan, which the row names, and with other paths from the folder on."""
+    assert verdict.error is not None
+    text = verdict.error.message
+    for image in verdict.case.images[:1]:
+        text = text.removeprefix(f"{image}: ")
+    return text.replace(f"{root}/", "").replace(f"{root}\\", "")
