@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from HybridMIMLib.config import DEMO_DEFAULTS, PlanSettings, Run, make_run
-from HybridMIMLib.data.layouts import Case, Dataset, open_dataset
+from HybridMIMLib.data.classes import LabelClass, Region
+from HybridMIMLib.data.layouts import Case, Dataset, named_for_labels, open_dataset
 from HybridMIMLib.data.phantom import write_phantoms
+from HybridMIMLib.data.splits import draw_cases
 from HybridMIMLib.data.survey import content_hash
 from HybridMIMLib.errors import DataError, RunError
 from HybridMIMLib.events import EventLog
@@ -99,7 +103,7 @@ class _Demo:
             )
         return share_out(
             open_dataset(run.folder("unlabelled", "scans"), labelled=False),
-            open_dataset(run.folder("labelled", "labelled scans"), labelled=True),
+            open_dataset(run.folder("labelled", "labelled scans"), True, run.missing_labels),
             run,
         )
 
@@ -109,7 +113,7 @@ class _Demo:
         keep_inputs(self.folder / "split.json", split)
 
     def _segment(self, model: Path, unseen: Dataset, path: Path) -> dict[str, Any]:
-        from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
+        from HybridMIMLib.evaluation.dice import dice_by_class, dice_by_region, mean_dice
         from HybridMIMLib.inference.predictor import Predictor
         from HybridMIMLib.inference.run import segment_cases
         from HybridMIMLib.model_package import load_model
@@ -119,15 +123,23 @@ class _Demo:
         predictor = Predictor(
             package.network, package.plan, package.classes, run.inference, choose_device(run.device)
         )
+        regions = _regions_of(unseen, package.classes)
+        names = [region.name for region in regions]
         rows, files = {}, {}
         for one in segment_cases(unseen.cases, predictor, path / "labels", self.events):
             assert one.reference is not None
-            rows[one.case.name] = dice_by_class(one.labels, one.reference, package.classes)
+            annotated = unseen.annotated_in(one.case, np.unique(one.reference))
+            classes = dice_by_class(one.labels, one.reference, package.classes, annotated)
+            rows[one.case.name] = {**classes, **dice_by_region(one.labels, one.reference, regions, annotated)}
             files[one.case.name] = str(one.path.relative_to(self.folder))
         if not rows:
             raise DataError(f"{unseen.root}: none of the unseen scans can be used", cure="See the reasons above.")
-        classes = [one.to_json() for one in package.classes]
-        return {"dice": mean_dice(list(rows.values())), "cases": rows, "labels": files, "classes": classes}
+        return {
+            "dice": mean_dice(list(rows.values()), names),
+            "cases": {name: mean_dice([row], names) for name, row in rows.items()},
+            "labels": files,
+            "classes": [one.to_json() for one in package.classes],
+        }
 
     def _scene(self, segmented: dict[str, Any], shares: Shares) -> dict[str, str]:
         """Scene and picture. A machine that cannot draw has still trained and segmented: that is not thrown away."""
@@ -139,7 +151,7 @@ class _Demo:
         return {kind: str(self.folder / shown[kind]) for kind in _SHOWN}
 
     def _show(self, segmented: dict[str, Any], shares: Shares, path: Path) -> dict[str, Any]:
-        name = typical_case(segmented["cases"])
+        name = typical_case({name: {"mean": row["mean"]} for name, row in segmented["cases"].items()})
         case = next(case for case in shares.unseen.cases if case.name == name)
         job: dict[str, Any] = {
             "scan": str(case.images[0]),
@@ -176,8 +188,9 @@ def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
     """Keep unseen cases out of everything else, then take as many of the rest as the settings say.
 
     Cases are told apart by the bytes of their scans, so that a copy of a test scan under another name, in either
-    folder, is left out as well; the same scan saved in another format is not recognised. Scans to fine-tune on are
-    taken for pre-training only where the others do not suffice.
+    folder, is left out as well; the same scan saved in another format is not recognised. Where the data set says
+    whose the scans are, nobody who is in the test is in the rest. Scans to fine-tune on are taken for pre-training
+    only where the others do not suffice.
 
     Raises:
         DataError: there are fewer scans than asked for.
@@ -186,15 +199,22 @@ def share_out(unlabelled: Dataset, labelled: Dataset, run: Run) -> Shares:
     # Both may be one folder: each file is read once.
     files = {case.images for dataset in (labelled, unlabelled) for case in dataset.cases}
     hashes = {images: content_hash(images) for images in files}
-    order = [labelled.cases[i] for i in random_stream(seed, "unseen").permutation(len(labelled.cases))]
-    count = wanted.unseen if wanted.unseen > 0 else max(len(order) // 4, 1)
-    unseen = order[:count]
+    by_name = {case.name: case for case in labelled.cases}
+    count = wanted.unseen if wanted.unseen > 0 else max(len(by_name) // 4, 1)
+    patients = {case.name: case.patient for case in labelled.cases}
+    others, drawn = draw_cases(patients, count, random_stream(seed, "unseen"))
+    unseen = [by_name[name] for name in drawn]
     kept_out = {hashes[case.images] for case in unseen}
-    rest = [case for case in order[count:] if hashes[case.images] not in kept_out]
+    known = {case.patient for case in unseen} - {""}
+
+    def may_be_seen(case: Case) -> bool:
+        return hashes[case.images] not in kept_out and case.patient not in known
+
+    rest = [by_name[name] for name in others if may_be_seen(by_name[name])]
     to_label = _take(rest, wanted.labelled, labelled.root, "labelled", at_least=2)
     fine_tuned = {hashes[case.images] for case in to_label}
     mixed = [unlabelled.cases[i] for i in random_stream(seed, "unlabelled").permutation(len(unlabelled.cases))]
-    free = [case for case in mixed if hashes[case.images] not in kept_out]
+    free = [case for case in mixed if may_be_seen(case)]
     free.sort(key=lambda case: hashes[case.images] in fine_tuned)
     to_pretrain = _take(free, wanted.unlabelled, unlabelled.root, "unlabelled", at_least=2)
     return Shares(_part(unlabelled, to_pretrain), _part(labelled, to_label), _part(labelled, unseen), synthetic=False)
@@ -209,6 +229,12 @@ def typical_case(rows: Mapping[str, Mapping[str, float | None]]) -> str:
 
     ordered = sorted(rows, key=score)
     return ordered[len(ordered) // 2]
+
+
+def _regions_of(dataset: Dataset, classes: Sequence[LabelClass]) -> list[Region]:
+    """The regions that can be measured with the classes of a model."""
+    known = {one.label for one in classes}
+    return [region for region in named_for_labels(dataset, known).regions if region.labels <= known]
 
 
 def _take(cases: list[Case], count: int, root: Path, kind: str, at_least: int) -> list[Case]:

@@ -56,7 +56,7 @@ def _train(run: Run, stages: Stages) -> dict[str, Any]:
 
 
 def _open(run: Run, name: str, labelled: bool) -> Dataset | None:
-    return open_dataset(run.folder(name, "scans"), labelled) if getattr(run, name) else None
+    return open_dataset(run.folder(name, "scans"), labelled, run.missing_labels) if getattr(run, name) else None
 
 
 class Stages:

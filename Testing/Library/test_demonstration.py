@@ -48,6 +48,20 @@ def test_numbers_of_the_split_are_kept_and_too_many_are_refused(tmp_path: Path) 
         share_out(*sets, make_run(None, {"split": {"unseen": 3, "labelled": 8}}))
 
 
+def test_nobody_who_is_in_the_test_is_in_the_rest(tmp_path: Path) -> None:
+    scans = write_blobs(tmp_path, 12, labelled=True)
+    rows = [f"images/blob_{n}.nii.gz,labels/blob_{n}.nii.gz,patient {n // 2}" for n in range(12)]
+    (scans / "cases.csv").write_text("\n".join(["image,label,patient", *rows]))
+    sets = [open_dataset(scans / "cases.csv", labelled) for labelled in (False, True)]
+    for seed in range(5):
+        shares = share_out(*sets, make_run(None, {"seed": seed, "split": {"unseen": 3}}))
+        names = {part: [c.name for c in getattr(shares, part).cases] for part in ("unlabelled", "labelled", "unseen")}
+        patients = {part: {c.patient for c in getattr(shares, part).cases} for part in names}
+        assert len(patients["unseen"]) == 1 and len(names["unseen"]) == 2, "a third scan would part a patient"
+        assert not patients["unseen"] & (patients["labelled"] | patients["unlabelled"])
+        assert len(names["labelled"]) == 10 == len(names["unlabelled"])
+
+
 def test_the_picture_is_of_the_median_case() -> None:
     rows = {"a": {"x": 0.9}, "b": {"x": 0.1}, "c": {"x": 0.5, "y": float("nan")}}
     assert typical_case(rows) == "c"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +38,38 @@ class LabelClass:
         red, green, blue = (float(part) for part in content["color"])
         terminology = content.get("terminology")
         return cls(int(content["label"]), str(content["name"]), (red, green, blue), terminology)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Several labels measured as one, such as the whole tumour of BraTS.
+
+    Attributes:
+        name: what people call it.
+        labels: the labels in it, each from 1.
+    """
+
+    name: str
+    labels: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What the labels of a data set mean.
+
+    Attributes:
+        classes: by label; empty where the labels have no names.
+        regions: groups of these labels that are measured as one.
+    """
+
+    classes: tuple[LabelClass, ...] = ()
+    regions: tuple[Region, ...] = ()
+
+
+def make_naming(names: Mapping[int, str], regions: Mapping[str, Iterable[int]] | None = None) -> Naming:
+    """From names by label and labels by region; classes in the order of their labels."""
+    classes = tuple(LabelClass(label, name, default_color(label)) for label, name in sorted(names.items()))
+    return Naming(classes, tuple(Region(name, frozenset(labels)) for name, labels in (regions or {}).items()))
 
 
 def default_color(label: int) -> tuple[float, float, float]:

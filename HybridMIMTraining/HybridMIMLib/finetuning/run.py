@@ -15,13 +15,15 @@ from torch import Tensor
 
 from HybridMIMLib.config import NetworkSettings, Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
-from HybridMIMLib.data.layouts import Dataset
+from HybridMIMLib.data.classes import LabelClass, Region
+from HybridMIMLib.data.layouts import Dataset, named_for_labels, open_dataset
 from HybridMIMLib.data.patches import CropSampler
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.data.prepare import Prepared, prepare_folder, split
+from HybridMIMLib.data.prepare import Prepared, prepare_folder
+from HybridMIMLib.data.splits import Split, draw_split, read_split, shared_patients
 from HybridMIMLib.data.survey import CaseFacts, classes_of, read_case, survey
-from HybridMIMLib.errors import DataError, ModelError, SettingsError
-from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
+from HybridMIMLib.errors import DataError, LabelError, ModelError, SettingsError
+from HybridMIMLib.evaluation.dice import dice_by_class, dice_by_region, mean_dice
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.finetuning.loss import segmentation_losses, set_initial_shares
 from HybridMIMLib.inference.predictor import Predictor
@@ -29,6 +31,7 @@ from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.dropout import dropout_keys
+from HybridMIMLib.networks.memory import activation_bytes, settle_batch
 from HybridMIMLib.pretraining.run import WEIGHTS_FILE
 from HybridMIMLib.randomness import stream_key
 from HybridMIMLib.runs import carry_out, keep_inputs
@@ -65,19 +68,23 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
         start.check_settings(run)
     network_settings = start.network if start else run.network
     run = replace(run, network=network_settings)
+    if dataset is None:
+        dataset = open_dataset(run.folder("labelled", "labelled scans"), True, run.missing_labels)
     prepared = prepare_folder(run, "labelled", folder, events, start.plan if start else None, FEWEST_CASES, dataset)
+    crop_bytes = activation_bytes(network_settings.features, prepared.plan.crop, len(prepared.classes) + 1)
+    batch = settle_batch(run.finetuning.batch, crop_bytes, device, folder, events)
+    run = replace(run, finetuning=replace(run.finetuning, batch=batch))
     network = make_segmentation_network(network_settings, prepared.plan.channels, len(prepared.classes), run.seed)
     assert network.head.bias is not None
     set_initial_shares(network.head.bias)
     loaded = start.transfer_to(network) if start else "from scratch"
     events.message(loaded)
-    training, validation = _split_cases(run, [case.name for case in prepared.cases])
+    shares = _split_cases(run, dataset, prepared.facts, prepared.classes, events)
     contents = {facts.case.name: facts.content for facts in prepared.facts}
-    shares = {"training": training, "validation": validation}
-    keep_inputs(
-        folder / "split.json", {kind: {name: contents[name] for name in names} for kind, names in shares.items()}
-    )
-    trainer = _Finetuning(run, prepared, network, training, validation, folder, events, device)
+    kinds = zip(("training", "validation"), shares)
+    keep_inputs(folder / "split.json", {kind: {name: contents[name] for name in names} for kind, names in kinds})
+    regions = _regions(dataset, prepared)
+    trainer = _Finetuning(run, prepared, network, shares, regions, folder, events, device)
     memory = trainer.train()
     package = ModelPackage(
         network,
@@ -87,8 +94,8 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
         {
             "trained": datetime.now().astimezone().isoformat(timespec="seconds"),
             "pretrained": loaded,
-            "labelled_scans": len(training),
-            "validation_scans": len(validation),
+            "labelled_scans": len(shares[0]),
+            "validation_scans": len(shares[1]),
             "validation_dice": {k[len("best ") :]: v for k, v in memory.items() if k.startswith("best ")},
             "settings": asdict(run.finetuning),
             "seed": run.seed,
@@ -108,13 +115,14 @@ def check_labelled(run: Run, dataset: Dataset) -> None:
     """Read all cases once, for what would end a fine-tuning on them: before hours go into the pre-training.
 
     Raises:
-        DataError: too few scans can be used.
-        LabelError: a label map is wrong.
+        DataError: too few scans can be used, or the split does not fit them.
+        LabelError: a label map is wrong, or a class was annotated in none of those to train on.
     """
     # What is merely odd is told when they are read again, for the fine-tuning itself.
-    facts = survey(dataset.cases, EventLog())
-    classes_of(facts, dataset.classes)
-    _split_cases(run, [one.case.name for one in facts])
+    events = EventLog()
+    facts = survey(dataset.cases, events, dataset.partial)
+    classes = classes_of(facts, named_for_labels(dataset, _labels_met(facts)).classes)
+    _split_cases(run, dataset, facts, classes, events)
 
 
 def model_name(run: Run) -> str:
@@ -123,7 +131,9 @@ def model_name(run: Run) -> str:
         return run.name
     # The whole path, because "." has no name; a folder's name may hold blanks and line breaks.
     folder = Path(os.path.abspath(user_path(str(run.labelled))))
-    return " ".join(folder.name.split()) or "model"
+    # A list of scans is a file: its suffix is no part of the name.
+    name = folder.stem if folder.is_file() else folder.name
+    return " ".join(name.split()) or "model"
 
 
 class _PretrainedWeights:
@@ -182,8 +192,8 @@ class _Finetuning:
         run: Run,
         prepared: Prepared,
         network: SegmentationNetwork,
-        training: list[str],
-        validation: list[str],
+        shares: Split,
+        regions: Sequence[Region],
         folder: Path,
         events: EventLog,
         device: torch.device,
@@ -191,9 +201,12 @@ class _Finetuning:
         self.run, self.plan, self.classes, self.events = run, prepared.plan, prepared.classes, events
         self.device, self.network = device, network
         self.predictor = Predictor(network, prepared.plan, prepared.classes, run.inference, self.device)
-        cases = [case for case in prepared.cases if case.name in set(training)]
+        training, validation = (set(names) for names in shares)
+        cases = [case for case in prepared.cases if case.name in training]
         self.sampler = CropSampler(cases, self.plan.crop, run.seed, "finetune", run.finetuning.foreground_share)
-        self.validation = [facts for facts in prepared.facts if facts.case.name in set(validation)]
+        self.validation = [facts for facts in prepared.facts if facts.case.name in validation]
+        self.regions = tuple(regions)
+        self.partial = any(case.annotated is not None for case in cases)
         self.folder, self.best = folder, folder / "best.safetensors"
         self.memory: dict[str, float] = {}
 
@@ -236,11 +249,12 @@ class _Finetuning:
             image, label = apply_augmentation(image, label, drawn)
         with dropout_keys([stream_key(key, "dropout") for key in batch.keys]):
             scores = self.network(image)
-        return segmentation_losses(scores, label)
+        return segmentation_losses(scores, label, batch.annotated if self.partial else None)
 
     def validate(self, step: int) -> dict[str, float]:
         """Dice on the whole validation scans, on their own grids; keeps the weights if they are the best yet."""
-        means = mean_dice([self._dice(facts) for facts in self.validation])
+        rows = [self._dice(facts) for facts in self.validation]
+        means = mean_dice(rows, [region.name for region in self.regions])
         score = 0.0 if math.isnan(means["mean"]) else means["mean"]
         if score > self.memory.get("best mean", -1.0):
             save_weights(self.best, self.network.state_dict(), {"step": step})
@@ -250,16 +264,60 @@ class _Finetuning:
     def _dice(self, facts: CaseFacts) -> dict[str, float]:
         scan, label = read_case(facts.case)
         assert label is not None
-        return dice_by_class(self.predictor.predict(scan.array, scan.grid), label.array, self.classes)
+        found = self.predictor.predict(scan.array, scan.grid)
+        classes = dice_by_class(found, label.array, self.classes, facts.annotated)
+        return {**classes, **dice_by_region(found, label.array, self.regions, facts.annotated)}
 
 
-def _split_cases(run: Run, names: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_cases(
+    run: Run, dataset: Dataset, found: Sequence[CaseFacts], classes: Sequence[LabelClass], events: EventLog
+) -> Split:
+    """The cases to train on and those held out: as a file says, or drawn by patient."""
+    patients = {facts.case.name: facts.patient for facts in found}
+    if run.finetuning.split is None:
+        shares = draw_split(patients, _held_out(run, len(patients)), run.seed)
+    else:
+        file = user_path(run.finetuning.split)
+        shares = read_split(file, list(patients), (case.name for case in dataset.cases))
+        if both := shared_patients(shares, patients):
+            events.warning(f"{file}: scans of patient {both[0]} are both trained on and validated on.")
+    _check_annotated(run, [facts for facts in found if facts.case.name in set(shares[0])], classes)
+    return shares
+
+
+def _held_out(run: Run, count: int) -> int:
     held_out = run.finetuning.validation_cases
     if held_out < 0:
-        held_out = max(len(names) // 5, 1)
-    if held_out > len(names) - 1:
+        held_out = max(count // 5, 1)
+    if held_out > count - 1:
         raise DataError(
-            f"{run.labelled}: {len(names)} labelled scans, of which {held_out} are to be held out for validation",
+            f"{run.labelled}: {count} labelled scans, of which {held_out} are to be held out for validation",
             cure="Add labelled scans, or lower finetuning.validation_cases.",
         )
-    return split(names, held_out, run.seed)
+    return held_out
+
+
+def _check_annotated(run: Run, training: Sequence[CaseFacts], classes: Sequence[LabelClass]) -> None:
+    """A class that is annotated nowhere would be learnt from nothing."""
+    if any(facts.annotated is None for facts in training):
+        return
+    known = set().union(*(facts.annotated or () for facts in training))
+    for one in classes:
+        if one.label not in known:
+            raise LabelError(
+                f"{run.labelled}: class {one.name} ({one.label}) is annotated in none of the {len(training)} scans "
+                "to train on",
+                cure="Add scans in which it is annotated, remove it from the names of the classes, or choose who "
+                "is trained on with finetuning.split.",
+            )
+
+
+def _regions(dataset: Dataset, prepared: Prepared) -> tuple[Region, ...]:
+    """The regions that can be measured with the classes that are learnt."""
+    known = {one.label for one in prepared.classes}
+    named = named_for_labels(dataset, _labels_met(prepared.facts))
+    return tuple(region for region in named.regions if region.labels <= known)
+
+
+def _labels_met(found: Sequence[CaseFacts]) -> set[int]:
+    return set().union(*(facts.labels for facts in found))
