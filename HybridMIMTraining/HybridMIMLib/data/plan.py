@@ -1,7 +1,23 @@
-"""The plan: how scans are brought to one form, derived from the scans where the settings leave it open."""
+"""The plan: how scans are brought to one form, derived from the scans where the settings leave it open.
+
+Each value follows from a fingerprint of the set, and each can be set (``plan.*``):
+
+=============  ======================================================================================
+spacing        the median of each axis. Where slices are thick (the largest median more than 3 times the
+               smallest), the 10th percentile along that axis, as nnU-Net does (Isensee et al.,
+               arXiv:1904.08128), because the median would blur the scans with thinner slices. Never finer
+               than along the other axes, nor than the finest scan
+normalisation  ``window`` where most scans are CT, told by HU or by the header; else ``zscore``
+window         -1000 to 1000 HU, in which lung, soft tissue and bone all have their place; the presets
+               narrow it. It does not follow from the set, so that weights of one set fit another
+crop           what fits the median scan in whole regions, 96 voxels at most
+patch, region  16 and 32 voxels as published where the axis has 96 voxels, else smaller
+=============  ======================================================================================
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,12 +27,18 @@ import numpy as np
 from HybridMIMLib.config import PlanSettings
 from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.events import EventLog
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 LARGEST_CROP = 96
 """Voxels along an axis; the crop of both papers."""
+ANISOTROPIC = 3.0
+"""Largest spacing by smallest, above which slices count as thick."""
+THICK_PERCENTILE = 10
+AIR = -500.0
+"""HU; where CT scans hold darker voxels, their air has told them apart, and not their headers alone."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +48,7 @@ class Plan:
     Attributes:
         channels: of a scan.
         spacing: mm.
-        normalisation: ``window`` (fixed intensities become 0 and 1) or ``percentiles`` (of each scan).
+        normalisation: ``window``, ``zscore`` or ``percentiles``; see :mod:`HybridMIMLib.data.normalisation`.
         window: the two intensities of ``window``.
         crop, patch, region: voxels.
     """
@@ -66,42 +88,182 @@ class Plan:
         return {name: getattr(self, name) for name in ("channels", "spacing", "normalisation", "window")}
 
 
-def make_plan(found: Sequence[CaseFacts], settings: PlanSettings, stride: int) -> Plan:
-    """Derive a plan: median spacing, a crop that fits the median scan, intensities as they look.
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the scans of a set have in common; triples along R, A, S.
+
+    Attributes:
+        scans: how many there are.
+        channels: of each.
+        spacing: median in mm.
+        thick: the 10th percentile in mm along the axis with the coarsest spacing, or None where no axis is much
+            coarser than the others.
+        finest: the smallest spacing of any scan, in mm.
+        extent: median in mm.
+        modalities: how many scans are ``"CT"``, ``"MR"``, or ``""`` (not told).
+        by_air: whether CT is told by its air, and not by headers alone.
+        body: medians over the scans of the percentiles 0.5, 50 and 99.5 of the first channel's body, or None.
+    """
+
+    scans: int
+    channels: int
+    spacing: Spacing
+    thick: float | None
+    finest: Spacing
+    extent: Spacing
+    modalities: Mapping[str, int]
+    by_air: bool
+    body: tuple[float, float, float] | None
+
+    @property
+    def modality(self) -> str:
+        """That of more than half of the scans, or empty."""
+        name, count = max(self.modalities.items(), key=lambda item: item[1])
+        return name if count > self.scans / 2 else ""
+
+    @property
+    def coarse_axis(self) -> int:
+        """The axis with the largest spacing."""
+        return int(np.argmax(self.spacing))
+
+    @property
+    def target_spacing(self) -> Spacing:
+        """The spacing to bring the scans to, in mm; the rule is at the top of this file."""
+        if self.thick is None:
+            return self.spacing
+        target, axis = list(self.spacing), self.coarse_axis
+        others = [value for index, value in enumerate(target) if index != axis]
+        target[axis] = max(self.thick, *others)
+        return _triple(target, float)
+
+
+def fingerprint(found: Sequence[CaseFacts]) -> Fingerprint:
+    """Sum up the scans of a set; there must be at least one."""
+    spacings = np.array([facts.spacing for facts in found])
+    median = np.median(spacings, axis=0).round(4)
+    axis = int(np.argmax(median))
+    is_thick = median[axis] > ANISOTROPIC * median.min()
+    bodies = [(facts.body[0], facts.body[2], facts.body[4]) for facts in found if len(facts.body) >= 5]
+    return Fingerprint(
+        len(found),
+        found[0].channels,
+        _triple(median.tolist(), float),
+        round(float(np.percentile(spacings[:, axis], THICK_PERCENTILE)), 4) if is_thick else None,
+        _triple(spacings.min(axis=0).tolist(), float),
+        _triple(np.median([np.multiply(f.shape, f.spacing) for f in found], axis=0).tolist(), float),
+        Counter(facts.modality for facts in found),
+        bool(np.median([facts.low for facts in found]) <= AIR),
+        _triple(np.median(bodies, axis=0).tolist(), float) if bodies else None,
+    )
+
+
+def make_plan(
+    found: Sequence[CaseFacts], settings: PlanSettings, stride: int, events: EventLog | None = None
+) -> Plan:
+    """Derive a plan from the scans; the rules are at the top of this file.
 
     Args:
-        found: facts of the scans.
+        found: facts of the scans, at least one.
         settings: what the user decided.
         stride: of the network; patches and regions are multiples of it.
+        events: where to say what the scans look like and what follows from that; None: nowhere.
 
     Raises:
         SettingsError: the sizes in the settings do not fit each other or the network.
     """
-    given = settings.spacing
-    spacing = _triple(given or np.median([f.spacing for f in found], axis=0).round(4).tolist(), float)
+    common = fingerprint(found)
+    spacing = _triple(settings.spacing or common.target_spacing, float)
     sizes = np.median([np.multiply(f.shape, f.spacing) / spacing for f in found], axis=0)
     patch = settings.patch or [_default_patch(size, stride) for size in sizes]
     region = settings.region or [-(-2 * p // stride) * stride for p in patch]
     crop = settings.crop or [_fit(size, r) for size, r in zip(sizes, region)]
     plan = Plan(
-        found[0].channels,
+        common.channels,
         spacing,
-        _normalisation(found, settings),
+        _normalisation(common, settings),
         (settings.window[0], settings.window[1]),
         _triple(crop, int),
         _triple(patch, int),
         _triple(region, int),
     )
     _check(plan, stride)
+    if events is not None:
+        _tell(events, plan, common, settings)
     return plan
 
 
-def _normalisation(found: Sequence[CaseFacts], settings: PlanSettings) -> str:
+def plan_yaml(plan: Plan) -> str:
+    """The plan as YAML that a person can read, change, and give back with ``--config``."""
+    lines = [
+        "# How the scans of this run were prepared and cut; sizes along R, A, S.",
+        f"# Channels: {plan.channels}. Change what you like and give this file to a new run with --config.",
+        "plan:",
+    ]
+    for name, meaning in _MEANINGS.items():
+        value = getattr(plan, name)
+        shown = value if isinstance(value, str) else "[" + ", ".join(repr(part) for part in value) + "]"
+        lines.append(f"  {name}: {shown}  # {meaning}")
+    return "\n".join(lines) + "\n"
+
+
+_MEANINGS = {
+    "spacing": "mm",
+    "normalisation": "window: fixed intensities; zscore, percentiles: of each scan",
+    "window": "intensities that become 0 and 1 with normalisation: window",
+    "crop": "voxels of a training crop",
+    "patch": "voxels of the unit that is masked",
+    "region": "voxels of a sub-volume",
+}
+
+
+def _normalisation(found: Fingerprint, settings: PlanSettings) -> str:
     if settings.normalisation != "auto":
         return settings.normalisation
-    # Air is near -1000 HU; no MR scan has such values.
-    looks_like_ct = np.median([f.low for f in found]) <= -500
-    return "window" if looks_like_ct else "percentiles"
+    return "window" if found.modality == "CT" else "zscore"
+
+
+def _tell(events: EventLog, plan: Plan, found: Fingerprint, settings: PlanSettings) -> None:
+    """What the scans look like, so that a wrong guess is seen before hours of training."""
+    events.message(f"{_looks_like(found)}; {_in_words(plan)}")
+    if len(kinds := {kind for kind in found.modalities if kind}) > 1 and settings.normalisation == "auto":
+        counts = " and ".join(f"{found.modalities[kind]} {kind}" for kind in sorted(kinds))
+        events.warning(
+            f"the set mixes {counts} scans, and all are normalised by {plan.normalisation}. Train on one kind at a "
+            "time, or choose plan.normalisation yourself."
+        )
+    axis = found.coarse_axis
+    if found.thick is not None and settings.spacing is None:
+        events.message(
+            f"slices are thick along {'RAS'[axis]}: {found.spacing[axis]:g} mm in the median scan, prepared at "
+            f"{plan.spacing[axis]:g} mm (10th percentile)"
+        )
+    if settings.spacing and any(s < 0.999 * f for s, f in zip(plan.spacing, found.finest)):
+        events.message(
+            f"plan.spacing {list(plan.spacing)} is finer than any scan ({list(found.finest)} mm): this takes room "
+            "and time, and shows nothing more"
+        )
+
+
+def _looks_like(found: Fingerprint) -> str:
+    count = f"{found.modalities.get(found.modality, 0)} of {found.scans} scan(s)"
+    if found.modality == "CT":
+        body = "" if found.body is None else f", bodies from {found.body[0]:.0f} to {found.body[2]:.0f} HU"
+        return f"CT, told by {'HU' if found.by_air else 'the header'} in {count}{body}"
+    if found.modality == "MR":
+        return f"MR, told by the header in {count}"
+    if set(found.modalities) != {""}:
+        return "no modality has most of the scans: treated as MR"
+    return "neither HU nor a header tells the modality: treated as MR"
+
+
+def _in_words(plan: Plan) -> str:
+    ways = {
+        "window": f"intensities {plan.window[0]:g} to {plan.window[1]:g} become 0 to 1",
+        "zscore": "intensities by robust z-score of each scan",
+        "percentiles": "intensities by percentiles of each scan",
+    }
+    spacing, crop = (" x ".join(f"{value:g}" for value in values) for values in (plan.spacing, plan.crop))
+    return f"{ways[plan.normalisation]}; spacing {spacing} mm, crop {crop} voxels"
 
 
 def _default_patch(size: float, stride: int) -> int:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid, from_canonical, to_canonical
+from HybridMIMLib.data.normalisation import intensity_range
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.resampling import labels_from_scores
-from HybridMIMLib.data.store import bring_to_plan, intensity_range
+from HybridMIMLib.data.store import bring_to_plan
 from HybridMIMLib.errors import DataError
 
 Labels = npt.NDArray[np.integer[Any]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from HybridMIMLib.events import EventLog
 from HybridMIMLib.networks import initial_weights, make_backbone
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.interface import Box
+from HybridMIMLib.networks.memory import activation_bytes, settle_batch
 from HybridMIMLib.pretraining.hybridmim import HybridMIM, MaskedBatch
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple, draw_box, draw_mask, whole_patches
 from HybridMIMLib.randomness import random_stream, stream_key
@@ -53,6 +55,8 @@ def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset |
     prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
     keep_inputs(folder / "scans.json", {facts.case.name: facts.content for facts in prepared.facts})
     _check_patches_fit(run, prepared, events)
+    batch = settle_batch(run.pretraining.batch, _crop_bytes(run, prepared), device, folder, events)
+    run = replace(run, pretraining=replace(run.pretraining, batch=batch))
     objective = _objective(run, prepared).to(device)
     batches = MaskedBatches(prepared, objective, run, device)
     chosen = run.pretraining
@@ -120,6 +124,15 @@ def box_size(grid: PatchGrid, settings: PretrainingSettings, stride: Triple) -> 
         )
     d, h, w = settings.box
     return (d, h, w)
+
+
+def _crop_bytes(run: Run, prepared: Prepared) -> int:
+    """Memory that a crop takes in a step: the encoder, the decoder in the box, the second pass of the contrast."""
+    plan, chosen, features = prepared.plan, run.pretraining, run.network.features
+    grid, stride = PatchGrid(plan.crop, plan.patch, plan.region), run.network.stride
+    decoded = prod(box_size(grid, chosen, (stride,) * 3)) / prod(plan.crop)
+    again = min(chosen.contrast_stage, len(features) - 1) if chosen.contrast_weight else None
+    return activation_bytes(features, plan.crop, plan.channels, decoded, again)
 
 
 def _objective(run: Run, prepared: Prepared) -> HybridMIM:
