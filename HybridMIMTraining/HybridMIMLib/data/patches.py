@@ -1,11 +1,18 @@
-"""Crops for training: drawn from the store by (seed, step, sample), put together on the training device."""
+"""Crops for training: drawn from the store by (seed, step, sample), put together on the training device.
+
+Which crops a step has follows from the seed and the step alone. Threads may cut those of the next steps ahead; a run
+without them, inside Slicer say, or one that was continued, sees the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +32,7 @@ class CropBatch:
         sizes: for each sample, voxels along each axis that hold scan; the rest, at the far end, is padding.
         keys: one number a sample, from which further draws follow.
         cases: the names of the cases.
+        annotated: (B, K) whether class k + 1 was annotated in the sample's case; None without labels.
     """
 
     image: Tensor
@@ -32,6 +40,7 @@ class CropBatch:
     sizes: tuple[Triple, ...]
     keys: tuple[int, ...]
     cases: tuple[str, ...]
+    annotated: Tensor | None = None
 
 
 class CropSampler:
@@ -43,6 +52,8 @@ class CropSampler:
         seed: of the run.
         purpose: tells streams apart, such as ``"pretrain"``.
         foreground_share: share of the crops that are centred on a voxel of a class; needs labels.
+        workers: threads that cut the next steps' crops while the network computes; 0 cuts when asked. Threads, not
+            processes: these hang inside Slicer, and what is slow here (reading, copying) runs without Python's lock.
     """
 
     def __init__(
@@ -52,35 +63,77 @@ class CropSampler:
         seed: int,
         purpose: str,
         foreground_share: float = 0.0,
+        workers: int = 0,
     ) -> None:
-        self.cases, self.crop, self.seed, self.purpose = list(cases), crop, seed, purpose
-        self.foreground_share = foreground_share
+        self.seed, self.purpose = seed, purpose
+        self._cutter = _Cutter(tuple(cases), crop, seed, purpose, foreground_share)
+        self._ahead = _Ahead(self._cutter.step, workers) if workers else None
 
     def batch(self, step: int, size: int, device: torch.device, labels: bool = False) -> CropBatch:
-        """The crops of a step, each of another case where there are enough."""
-        order = random_stream(self.seed, self.purpose, step, "cases")
-        # Fewer cases than samples come round as evenly as they can.
-        chosen = np.resize(order.permutation(len(self.cases)), size)
-        cases = [self.cases[index] for index in chosen]
-        places = [self._place(case, step, sample) for sample, case in enumerate(cases)]
-        image = torch.stack([torch.from_numpy(_cut(case.image, at, self.crop)) for case, at in zip(cases, places)])
-        label = None
-        if labels:
-            parts = [torch.from_numpy(_cut(case.label, at, self.crop)) for case, at in zip(cases, places)]
-            label = torch.stack(parts).to(device, non_blocking=True).long()
-        sizes = tuple(self._filled(case) for case in cases)
-        keys = tuple(stream_key(self.seed, self.purpose, step, sample) for sample in range(size))
+        """The crops of a step, each of another case where there are enough.
+
+        Raises:
+            DataError: a prepared scan cannot be read any more.
+        """
+        cut = (self._ahead or self._cutter).step(step, size, labels)
+        image, label, annotated = _to_device(cut.image, device), None, None
+        if cut.label is not None:
+            label = _to_device(cut.label, device).long()
+            annotated = torch.from_numpy(_annotated(cut.cases)).to(device)
         return CropBatch(
-            _normalise(image.to(device, non_blocking=True), cases, sizes),
+            _normalise(image, cut.cases, cut.sizes),
             label,
-            sizes,
-            keys,
-            tuple(case.name for case in cases),
+            cut.sizes,
+            tuple(stream_key(self.seed, self.purpose, step, sample) for sample in range(size)),
+            tuple(case.name for case in cut.cases),
+            annotated,
         )
 
-    def _place(self, case: PreparedCase, step: int, sample: int) -> Triple:
+    def close(self) -> None:
+        """Let the threads end; without it they end with the sampler."""
+        if self._ahead:
+            self._ahead.close()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The crops of a step as they are stored: image (B, C, D, H, W) int16, label (B, D, H, W) uint8 or None."""
+
+    image: npt.NDArray[np.int16]
+    label: npt.NDArray[np.uint8] | None
+    sizes: tuple[Triple, ...]
+    cases: list[PreparedCase]
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """The part of the sampler that threads need: which crops a step has, and cutting them."""
+
+    cases: tuple[PreparedCase, ...]
+    crop: Triple
+    seed: int
+    purpose: str
+    foreground_share: float
+
+    def step(self, step: int, size: int, labels: bool) -> _Cut:
+        """The crops of a step, as they are stored."""
+        order = random_stream(self.seed, self.purpose, step, "cases")
+        # Fewer cases than samples come round as evenly as they can.
+        cases = [self.cases[index] for index in np.resize(order.permutation(len(self.cases)), size)]
+        image = np.empty((size, len(cases[0].low), *self.crop), dtype=np.int16)
+        label = np.empty((size, *self.crop), dtype=np.uint8) if labels else None
+        sizes = []
+        for sample, case in enumerate(cases):
+            stored = case.image
+            at = self._place(case, (stored.shape[1], stored.shape[2], stored.shape[3]), step, sample)
+            sizes.append(_cut(stored, at, image[sample]))
+            if label is not None:
+                _cut(case.label, at, label[sample])
+        return _Cut(image, label, tuple(sizes), cases)
+
+    def _place(self, case: PreparedCase, shape: Triple, step: int, sample: int) -> Triple:
         random = random_stream(self.seed, self.purpose, step, sample, "place")
-        room = [max(n - c, 0) for n, c in zip(case.image.shape[1:], self.crop)]
+        room = [max(n - c, 0) for n, c in zip(shape, self.crop)]
         present = np.flatnonzero(case.counts)
         if len(present) and random.random() < self.foreground_share:
             number = random.choice(present)
@@ -91,9 +144,29 @@ class CropSampler:
             lower = [int(random.integers(r + 1)) for r in room]
         return (lower[0], lower[1], lower[2])
 
-    def _filled(self, case: PreparedCase) -> Triple:
-        d, h, w = (min(n, c) for n, c in zip(case.image.shape[1:], self.crop))
-        return (d, h, w)
+
+class _Ahead:
+    """Has threads cut the steps that come next, as many as there are threads."""
+
+    def __init__(self, cut: Callable[[int, int, bool], _Cut], workers: int) -> None:
+        self.cut, self.workers = cut, workers
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
+        self.waiting: dict[tuple[int, int, bool], Future[_Cut]] = {}
+
+    def step(self, step: int, size: int, labels: bool) -> _Cut:
+        """The crops of a step; from now on the steps after it are cut."""
+        wanted = [(step + ahead, size, labels) for ahead in range(self.workers + 1)]
+        for key in self.waiting.keys() - set(wanted):
+            self.waiting.pop(key).cancel()
+        for key in wanted:
+            if key not in self.waiting:
+                self.waiting[key] = self.pool.submit(self.cut, *key)
+        return self.waiting.pop(wanted[0]).result()
+
+    def close(self) -> None:
+        """Forget what was cut ahead."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.waiting.clear()
 
 
 def inside_mask(sizes: Sequence[Triple], crop: Triple, device: torch.device) -> Tensor:
@@ -104,22 +177,44 @@ def inside_mask(sizes: Sequence[Triple], crop: Triple, device: torch.device) -> 
     return mask.to(device)
 
 
-def _cut(array: np.ndarray, lower: Triple, crop: Triple) -> np.ndarray:
-    """Crop (…, D, H, W), zeros beyond the far end; copies only what the crop needs."""
+def _cut(array: npt.NDArray[Any], lower: Triple, out: npt.NDArray[Any]) -> Triple:
+    """Copy a crop of (…, D, H, W) to ``out``, with zeros beyond the far end; returns the voxels that hold scan.
+
+    Reads only the rows of the crop: the array is a map of a file.
+    """
+    crop = out.shape[-3:]
     d, h, w = (slice(start, start + size) for start, size in zip(lower, crop))
     part = array[..., d, h, w]
-    if part.shape[-3:] == crop:
-        return np.array(part)
-    padded = np.zeros((*array.shape[:-3], *crop), dtype=array.dtype)
-    padded[..., : part.shape[-3], : part.shape[-2], : part.shape[-1]] = part
-    return padded
+    depth, height, width = part.shape[-3:]
+    if part.shape != out.shape:
+        out.fill(0)
+    out[..., :depth, :height, :width] = part
+    return (depth, height, width)
+
+
+def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # From pinned memory the copy goes on while the host does something else.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _annotated(cases: Sequence[PreparedCase]) -> npt.NDArray[np.bool_]:
+    """(B, K) whether class k + 1 was annotated."""
+    table = np.ones((len(cases), len(cases[0].counts)), dtype=bool)
+    for row, case in zip(table, cases):
+        if case.annotated is not None:
+            row[:] = [number in case.annotated for number in range(1, len(row) + 1)]
+    return table
 
 
 def _normalise(stored: Tensor, cases: Sequence[PreparedCase], sizes: Sequence[Triple]) -> Tensor:
     low = torch.tensor([case.low for case in cases], device=stored.device)[..., None, None, None]
     high = torch.tensor([case.high for case in cases], device=stored.device)[..., None, None, None]
-    image = ((stored.float() - low) / (high - low)).clamp(0, 1)
+    # In place: each step of it would allocate the batch anew.
+    image = stored.float().sub_(low).div_(high - low).clamp_(0, 1)
     crop = (stored.shape[2], stored.shape[3], stored.shape[4])
     if any(size != crop for size in sizes):
-        image = image * inside_mask(sizes, crop, stored.device)[:, None]
+        image.mul_(inside_mask(sizes, crop, stored.device)[:, None])
     return image

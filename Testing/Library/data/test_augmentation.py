@@ -1,29 +1,45 @@
-"""Augmentation: image and label map move together, rigidly in mm, and only as asked."""
+"""Augmentation: image and label map move together, rigidly in mm, and only as asked; each part against slow code."""
 
 from __future__ import annotations
+
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 
+from HybridMIMLib.data import augmentation
 from HybridMIMLib.data.augmentation import (
-    BRIGHTNESS,
     DEGREES,
-    GAMMA,
-    NOISE,
-    SCALING,
+    FLIP,
+    PARTS,
     Augmentation,
     apply_augmentation,
     draw_augmentation,
+    no_augmentation,
 )
+from HybridMIMLib.randomness import stream_key
 
 ANISOTROPIC = (0.9, 0.9, 4.0)
+INTENSITIES = ("gamma", "contrast", "brightness", "noise")
 
 
 def only_moved(matrix: np.ndarray) -> Augmentation:
     """Moves by ``matrix`` and leaves the intensities alone."""
-    one = np.ones(len(matrix))
-    return Augmentation(matrix, one, 0 * one, 0 * one, tuple(range(len(matrix))))
+    return replace(no_augmentation(range(len(matrix))), matrix=matrix)
+
+
+def applied(image: torch.Tensor, drawn: Augmentation) -> torch.Tensor:
+    """The image alone."""
+    return apply_augmentation(image, torch.zeros((len(image), *image.shape[2:]), dtype=torch.long), drawn)[0]
+
+
+def always(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Draw these parts for every sample, and no other."""
+    chosen = {name: part._replace(probability=float(name in names)) for name, part in PARTS.items()}
+    monkeypatch.setattr(augmentation, "PARTS", chosen)
 
 
 def in_mm(matrix: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
@@ -55,22 +71,75 @@ def slowly_moved(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 def test_the_same_key_draws_the_same_whatever_its_place_in_the_batch() -> None:
     one, other = draw_augmentation([5, 6], (1, 1, 1), [0]), draw_augmentation([7, 6, 5], (1, 1, 1), [0])
-    assert np.array_equal(one.matrix[0], other.matrix[2]) and one.gamma[1] == other.gamma[1]
+    for field in fields(Augmentation):
+        assert np.array_equal(getattr(one, field.name)[0], getattr(other, field.name)[2])
     image, label = torch.rand(1, 1, 8, 8, 8).repeat(3, 1, 1, 1, 1), torch.zeros(3, 8, 8, 8, dtype=torch.long)
     alone, among = apply_augmentation(image[:2], label[:2], one)[0], apply_augmentation(image, label, other)[0]
     assert torch.equal(alone[0], among[2]) and torch.equal(alone[1], among[1]) and not torch.equal(alone[0], alone[1])
 
 
+def test_applying_twice_gives_the_same_and_spares_its_input() -> None:
+    image, label = torch.rand(16, 2, 9, 8, 7), torch.randint(0, 3, (16, 9, 8, 7))
+    kept = image.clone(), label.clone()
+    drawn = draw_augmentation(range(16), ANISOTROPIC, [0, 1])
+    first = apply_augmentation(image, label, drawn)
+    torch.manual_seed(7)
+    second = apply_augmentation(image, label, drawn)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert torch.equal(image, kept[0]) and torch.equal(label, kept[1])
+    untouched = apply_augmentation(image, label, no_augmentation(range(16)))
+    assert torch.equal(untouched[0], image) and torch.equal(untouched[1], label)
+    assert untouched[0].data_ptr() != image.data_ptr()
+
+
 def test_what_is_drawn_stays_within_its_bounds() -> None:
-    drawn = draw_augmentation(range(300), ANISOTROPIC)
-    assert drawn.gamma.min() >= GAMMA[0] and drawn.gamma.max() <= GAMMA[1]
-    assert np.abs(drawn.brightness).max() <= BRIGHTNESS and drawn.noise.min() >= 0 and drawn.noise.max() <= NOISE
+    drawn = draw_augmentation(range(400), ANISOTROPIC)
+    for name in INTENSITIES:
+        values, part = getattr(drawn, name), PARTS[name]
+        used = values[values != part.nothing]
+        assert used.min() >= part.low and used.max() <= part.high
+        assert used.max() - used.min() > 0.9 * (part.high - part.low)
     for matrix in drawn.matrix:
         world = in_mm(matrix, ANISOTROPIC)
         scale = np.linalg.det(world) ** (1 / 3)
-        assert 1 / SCALING[1] <= scale <= 1 / SCALING[0]
+        assert 1 / PARTS["scaling"].high <= scale <= 1 / PARTS["scaling"].low
         turned = np.degrees(np.arccos(np.clip((np.trace(world / scale) - 1) / 2, -1, 1)))
         assert turned <= DEGREES * 3**0.5 + 1
+
+
+def test_parts_are_drawn_as_often_as_is_said() -> None:
+    drawn = draw_augmentation(range(2000), (1, 1, 1), [0])
+    world = drawn.matrix @ np.stack([np.diag([np.sign(np.linalg.det(m)), 1, 1]) for m in drawn.matrix])
+    scale = np.abs(np.linalg.det(world)) ** (1 / 3)
+    done = {
+        "scaling": np.abs(scale - 1) > 1e-9,
+        "rotation": np.abs(drawn.matrix[:, 0, 1]) > 1e-9,
+        "blur": drawn.blur[:, 0] > 0,
+        "resolution": drawn.resolution[:, 0] < 1,
+        **{name: getattr(drawn, name) != PARTS[name].nothing for name in INTENSITIES},
+    }
+    assert set(done) == set(PARTS)
+    for name, which in done.items():
+        assert abs(which.mean() - PARTS[name].probability) < 0.04, name
+    assert abs((np.linalg.det(drawn.matrix) < 0).mean() - FLIP) < 0.04
+
+
+def test_the_probability_of_a_part_moves_no_other_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = draw_augmentation(range(50), (1, 1, 1), [0])
+    changed = {**PARTS, "blur": PARTS["blur"]._replace(probability=1.0)}
+    monkeypatch.setattr(augmentation, "PARTS", changed)
+    after = draw_augmentation(range(50), (1, 1, 1), [0])
+    assert (after.blur > 0).all()
+    for field in fields(Augmentation):
+        assert field.name == "blur" or np.array_equal(getattr(before, field.name), getattr(after, field.name))
+
+
+def test_an_axis_that_is_coarse_already_is_neither_blurred_nor_coarsened(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch, "blur", "resolution")
+    drawn = draw_augmentation(range(100), ANISOTROPIC)
+    assert (drawn.resolution[:, 0] < 1).all() and (drawn.resolution[:, :2] >= 0.5).all()
+    assert (drawn.resolution[:, 2] == 1).all()
+    assert np.allclose(drawn.blur * ANISOTROPIC, drawn.blur[:, :1] * 0.9)
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), ANISOTROPIC, (5.0, 0.5, 1.0)])
@@ -139,19 +208,134 @@ def test_labels_keep_their_numbers_and_type() -> None:
     assert moved.dtype == label.dtype and set(moved.flatten().tolist()) == {0, 255}
 
 
-def test_intensities_vary_as_drawn() -> None:
-    image = torch.rand(1, 1, 12, 12, 12)
-    label = torch.zeros(1, 12, 12, 12, dtype=torch.long)
-    gamma, brightness, noise = np.array([1.3]), np.array([0.05]), np.array([0.02])
-    varied, _ = apply_augmentation(image, label, Augmentation(np.eye(3)[None], gamma, brightness, noise, (9,)))
-    rest = varied - (image**1.3 + 0.05)
-    assert abs(rest.std().item() - 0.02) < 0.002 and abs(rest.mean().item()) < 0.002
-    assert torch.isfinite(varied).all()
+@pytest.mark.parametrize("spacing", [(1, 1, 1), ANISOTROPIC])
+def test_an_image_is_moved_as_scipy_does(spacing: tuple[float, float, float]) -> None:
+    shape = (11, 14, 9)
+    image = torch.rand(3, 2, *shape, dtype=torch.float64).float()
+    drawn = draw_augmentation([3, 4, 5], spacing, [0, 1, 2])
+    moved = applied(image, only_moved(drawn.matrix))
+    middle = (np.array(shape) - 1) / 2
+    for sample, matrix in enumerate(drawn.matrix):
+        for channel in range(2):
+            wanted = ndimage.affine_transform(
+                image[sample, channel].numpy(), matrix, middle - matrix @ middle, order=1, mode="grid-constant"
+            )
+            assert np.allclose(moved[sample, channel], wanted, atol=1e-4)
 
 
-def test_channels_share_the_movement_but_not_the_noise() -> None:
-    image = torch.full((1, 2, 10, 10, 10), 0.5)
-    label = torch.zeros(1, 10, 10, 10, dtype=torch.long)
-    one = np.ones(1)
-    varied, _ = apply_augmentation(image, label, Augmentation(np.eye(3)[None], one, 0 * one, 0.05 * one, (1,)))
-    assert not torch.allclose(varied[0, 0], varied[0, 1])
+def test_samples_that_are_not_moved_are_not_resampled() -> None:
+    """Bit for bit, among others that are."""
+    image, label = torch.rand(3, 1, 8, 8, 8), torch.randint(0, 3, (3, 8, 8, 8))
+    matrix = np.stack([np.eye(3), 0.9 * np.eye(3), np.eye(3)])
+    turned, moved = apply_augmentation(image, label, only_moved(matrix))
+    assert torch.equal(turned[::2], image[::2]) and torch.equal(moved[::2], label[::2])
+    assert not torch.equal(turned[1], image[1])
+
+
+def test_all_that_moves_is_resampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    whole = F.grid_sample
+
+    def counted(*args: torch.Tensor, mode: str, **others: object) -> torch.Tensor:
+        calls.append(mode)
+        return whole(*args, mode=mode, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(F, "grid_sample", counted)
+    always(monkeypatch, *PARTS)
+    drawn = draw_augmentation(range(5), (1, 1, 2), [0, 1, 2])
+    apply_augmentation(torch.rand(5, 2, 8, 8, 8), torch.zeros(5, 8, 8, 8, dtype=torch.long), drawn)
+    assert calls == ["bilinear", "nearest"]
+
+
+def test_gamma_contrast_and_brightness_are_those_of_slow_code() -> None:
+    image = torch.rand(4, 2, 6, 5, 7)
+    gamma, contrast = np.array([1.3, 1, 0.8, 1]), np.array([1, 0.8, 1.2, 1])
+    brightness = np.array([0, 0.05, -0.1, 0])
+    drawn = replace(no_augmentation(range(4)), gamma=gamma, contrast=contrast, brightness=brightness)
+    varied = applied(image, drawn)
+    for sample in range(4):
+        for channel in range(2):
+            values = image[sample, channel].numpy().astype(np.float64) ** gamma[sample]
+            wanted = values.mean() + (values - values.mean()) * contrast[sample] + brightness[sample]
+            assert np.allclose(varied[sample, channel], wanted, atol=1e-5)
+    assert torch.equal(varied[3], image[3])
+
+
+def test_gamma_bears_what_lies_below_zero() -> None:
+    image = torch.linspace(-0.1, 1, 64).reshape(1, 1, 4, 4, 4)
+    varied = applied(image, replace(no_augmentation([0]), gamma=np.array([0.75])))
+    assert torch.allclose(varied, image.clamp(min=0) ** 0.75)
+
+
+def test_noise_follows_from_the_key_alone() -> None:
+    image = torch.full((3, 2, 20, 20, 20), 0.5)
+    drawn = replace(no_augmentation([11, 12, 11]), noise=np.array([0.02, 0.04, 0]))
+    torch.manual_seed(0)
+    varied = applied(image, drawn)
+    for sample, sigma in enumerate((0.02, 0.04)):
+        generator = torch.Generator().manual_seed(stream_key(drawn.keys[sample], "noise"))
+        wanted = 0.5 + sigma * torch.randn(image[sample].shape, generator=generator)
+        assert torch.allclose(varied[sample], wanted)
+        rest = varied[sample] - 0.5
+        assert abs(rest.std().item() - sigma) < 0.03 * sigma and abs(rest.mean().item()) < 0.03 * sigma
+    assert torch.equal(varied[2], image[2]) and not torch.allclose(varied[0, 0], varied[0, 1])
+    other = replace(drawn, keys=(13, 12, 11))
+    assert not torch.equal(applied(image, other)[0], varied[0]) and torch.equal(applied(image, other)[1], varied[1])
+
+
+def test_a_blur_is_that_of_scipy() -> None:
+    image = torch.rand(3, 2, 12, 9, 15)
+    blur = np.array([[0.5, 0.7, 1.0], [0, 0, 0], [0, 0.9, 0]])
+    blurred = applied(image, replace(no_augmentation(range(3)), blur=blur))
+    for sample in range(3):
+        for channel in range(2):
+            wanted = ndimage.gaussian_filter(image[sample, channel].numpy(), blur[sample], mode="nearest")
+            assert np.allclose(blurred[sample, channel], wanted, atol=1e-5)
+    assert torch.equal(blurred[1], image[1])
+
+
+def slowly_stretched(line: np.ndarray, new: int) -> np.ndarray:
+    """Linearly, cell by cell, between the outer faces."""
+    at = np.clip((np.arange(new) + 0.5) * len(line) / new - 0.5, 0, len(line) - 1)
+    return np.interp(at, np.arange(len(line)), line)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.8, 0.97])
+def test_a_lower_resolution_is_down_and_up_again(share: float) -> None:
+    shape = (12, 10, 15)
+    image = torch.rand(1, 1, *shape)
+    resolution = np.array([[share, 1.0, share]])
+    got = applied(image, replace(no_augmentation([0]), resolution=resolution))
+    wanted = image[0, 0].numpy().astype(np.float64)
+    for axis in (0, 2):
+        old, new = shape[axis], round(shape[axis] * share)
+        if old / new > 1.5:
+            wanted = ndimage.gaussian_filter1d(wanted, old / new / 2, axis=axis, mode="nearest")
+        wanted = np.apply_along_axis(slowly_stretched, axis, wanted, new)
+        wanted = np.apply_along_axis(slowly_stretched, axis, wanted, old)
+    assert np.allclose(got[0, 0], wanted, atol=1e-5)
+
+
+def test_blur_and_resolution_leave_a_constant_and_the_smallest_crop_alone() -> None:
+    drawn = replace(no_augmentation([0]), blur=np.full((1, 3), 1.0), resolution=np.full((1, 3), 0.5))
+    for shape in ((8, 8, 8), (1, 1, 1), (2, 1, 5)):
+        assert torch.allclose(applied(torch.full((1, 1, *shape), 0.7), drawn), torch.tensor(0.7))
+
+
+@pytest.mark.parametrize("name", ["rotation", "scaling"])
+def test_a_part_alone_does_what_it_is_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch, name)
+    for matrix in draw_augmentation(range(20), (1, 1, 1)).matrix:
+        if name == "rotation":
+            assert np.allclose(matrix @ matrix.T, np.eye(3)) and np.linalg.det(matrix) > 0
+        else:
+            assert np.allclose(matrix, np.eye(3) * matrix[0, 0])
+
+
+def test_everything_at_once_stays_finite_and_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch, *PARTS)
+    image, label = torch.rand(3, 2, 16, 12, 8), torch.randint(0, 4, (3, 16, 12, 8))
+    varied, moved = apply_augmentation(image, label, draw_augmentation(range(3), ANISOTROPIC, [0, 1, 2]))
+    assert varied.shape == image.shape and moved.shape == label.shape and torch.isfinite(varied).all()
+    assert varied.dtype == torch.float32 and varied.device == image.device and moved.dtype == label.dtype
+    assert varied.min() > -0.8 and varied.max() < 1.8

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from HybridMIMLib.data.patches import CropBatch, CropSampler, inside_mask
+from HybridMIMLib.data.patches import CropBatch, CropSampler, _Cutter, inside_mask
 from HybridMIMLib.data.store import PreparedCase
-from HybridMIMLib.files import write_json
+from HybridMIMLib.errors import DataError
 
 CPU = torch.device("cpu")
 SHAPE = (20, 18, 16)
@@ -33,8 +38,6 @@ def stored(
         np.save(folder / name / "label.npy", label.astype(np.uint8))
         np.save(folder / name / "foreground.npy", np.concatenate(places))
         counts = tuple(len(p) for p in places)
-    content = {"name": name, "shape": shape, "low": [0.0], "high": [float(image.max())], "counts": counts}
-    write_json(folder / name / "case.json", content)
     return PreparedCase(folder / name, name, (0.0,), (float(image.max()),), counts)
 
 
@@ -184,9 +187,9 @@ import resource, sys
 from pathlib import Path
 import torch
 from HybridMIMLib.data.patches import CropSampler
-from HybridMIMLib.data.store import open_case
+from HybridMIMLib.data.store import PreparedCase
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-cases = [open_case(folder) for folder in sorted(Path(sys.argv[1]).iterdir())]
+cases = [PreparedCase(folder, folder.name, (0,), (1,), ()) for folder in sorted(Path(sys.argv[1]).iterdir())]
 print(len(set(CropSampler(cases, (2, 2, 2), 0, "train").batch(0, 100, torch.device("cpu")).cases)))
 """
 
@@ -197,3 +200,135 @@ def test_more_cases_than_files_may_be_open(tmp_path: Path) -> None:
         stored(tmp_path, f"{number:03d}", (3, 3, 3))
     done = subprocess.run([sys.executable, "-c", _FEW_FILES, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.strip() == "100", done.stderr
+
+
+def labelled(folder: Path, count: int = 3) -> list[PreparedCase]:
+    label = np.zeros(SHAPE, np.uint8)
+    label[3:6, 4:9, 5:8], label[15, 12, 10] = 1, 3
+    return [stored(folder, f"case {n}", label=label) for n in range(count)]
+
+
+def crop_threads() -> int:
+    return sum(thread.name.startswith("crops") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_crops_are_the_same_whatever_the_number_of_workers(tmp_path: Path, workers: int) -> None:
+    cases = labelled(tmp_path)
+    alone = CropSampler(cases, (8, 8, 8), 3, "train", 0.5)
+    helped = CropSampler(cases, (8, 8, 8), 3, "train", 0.5, workers)
+    # In order, from the middle as a continued run, back, far ahead; another size, with and without labels.
+    asked = [(step, 4, True) for step in (0, 1, 2, 3, 7, 8, 2, 1000, 1001)] + [(1002, 2, True), (1003, 2, False)]
+    for step, size, labels in asked:
+        one, other = (sampler.batch(step, size, CPU, labels) for sampler in (alone, helped))
+        assert same(one, other) and one.sizes == other.sizes
+        assert (one.label is None) == (other.label is None) == (not labels)
+        if one.label is not None and other.label is not None:
+            assert torch.equal(one.label, other.label)
+    helped.close()
+
+
+def test_workers_cut_ahead_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[tuple[int, str]] = []
+    whole = _Cutter.step
+
+    def seen(self: _Cutter, step: int, size: int, labels: bool) -> object:
+        cut.append((step, threading.current_thread().name))
+        return whole(self, step, size, labels)
+
+    monkeypatch.setattr(_Cutter, "step", seen)
+    sampler = CropSampler(many(tmp_path), (8, 8, 8), 0, "train", workers=3)
+    for step in range(4):
+        sampler.batch(step, 2, CPU)
+    while len(cut) < 7:
+        time.sleep(0.01)
+    sampler.close()
+    assert sorted(step for step, _ in cut) == list(range(7))
+    assert all(name.startswith("crops") for _, name in cut)
+
+
+def test_threads_end_with_the_sampler(tmp_path: Path) -> None:
+    cases, before = many(tmp_path), crop_threads()
+    for ended_by in ("close", "nobody"):
+        sampler = CropSampler(cases, (8, 8, 8), 0, "train", workers=2)
+        sampler.batch(0, 2, CPU)
+        assert crop_threads() > before
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("crops")]
+        if ended_by == "close":
+            sampler.close()
+        del sampler
+        for thread in threads:
+            thread.join(10)
+        assert crop_threads() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_scan_that_went_away_is_named(tmp_path: Path, workers: int) -> None:
+    case = stored(tmp_path)
+    sampler = CropSampler([case], (8, 8, 8), 0, "train", workers=workers)
+    shutil.rmtree(case.folder)
+    with pytest.raises(DataError, match="image.npy: the prepared scan cannot be read"):
+        sampler.batch(0, 1, CPU)
+    sampler.close()
+
+
+def test_a_batch_says_what_was_annotated_in_each_sample(tmp_path: Path) -> None:
+    cases = labelled(tmp_path, 4)
+    for index, annotated in enumerate((None, (), (2,), (1, 3))):
+        cases[index] = replace(cases[index], annotated=annotated)
+    wanted = {"case 0": [1, 1, 1], "case 1": [0, 0, 0], "case 2": [0, 1, 0], "case 3": [1, 0, 1]}
+    sampler = CropSampler(cases, (8, 8, 8), 0, "train")
+    for step in range(3):
+        batch = sampler.batch(step, 4, CPU, labels=True)
+        assert batch.annotated is not None and batch.annotated.dtype == torch.bool
+        assert batch.annotated.int().tolist() == [wanted[name] for name in batch.cases]
+    assert sampler.batch(0, 4, CPU).annotated is None
+
+
+def test_channels_are_cut_at_the_same_place_and_normalised_each_for_itself(tmp_path: Path) -> None:
+    case = stored(tmp_path)
+    both = np.concatenate([case.image, 3 * case.image])
+    np.save(case.folder / "image.npy", both)
+    two = replace(case, low=(0.0, 300.0), high=(case.high[0], 3 * case.high[0]))
+    batch = CropSampler([two], (8, 8, 8), 0, "train").batch(5, 2, CPU)
+    assert batch.image.shape == (2, 2, 8, 8, 8)
+    for sample in range(2):
+        z, y, x = corner(batch, sample)
+        part = both[:, z : z + 8, y : y + 8, x : x + 8].astype(np.float64)
+        wanted = np.clip((part[1] - 300) / (two.high[1] - 300), 0, 1)
+        assert np.allclose(batch.image[sample, 1], wanted, atol=1e-6)
+
+
+def test_crops_leave_no_file_open(tmp_path: Path) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("open files are counted in /proc")
+    sampler = CropSampler(labelled(tmp_path), (8, 8, 8), 0, "train", 0.7)
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(20):
+        sampler.batch(step, 3, CPU, labels=True)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def private_memory() -> int:
+    """Bytes of memory that are this process's own: what is mapped from files does not count."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="private memory is told in /proc")
+def test_a_crop_of_a_large_scan_takes_the_memory_of_the_crop(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    shape = (1, 256, 256, 400)
+    large = np.lib.format.open_memmap(tmp_path / "large" / "image.npy", "w+", np.int16, shape)
+    large[0, ::17] = 7
+    large.flush()
+    size = large.nbytes
+    del large
+    sampler = CropSampler([PreparedCase(tmp_path / "large", "large", (0.0,), (7.0,), ())], (64, 64, 64), 0, "train")
+    sampler.batch(0, 1, CPU)
+    before, peak = private_memory(), 0
+    for step in range(50):
+        sampler.batch(step, 1, CPU)
+        peak = max(peak, private_memory())
+    # A crop is 1 MB as float32, the scan 52 MB.
+    assert size > 50e6 and peak - before < 8e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid, to_canonical
 from HybridMIMLib.data.layouts import Case, open_dataset
+from HybridMIMLib.data.normalisation import intensity_range
 from HybridMIMLib.data.phantom import CLASSES, make_phantom
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.scans import write_nifti
@@ -24,12 +26,12 @@ from HybridMIMLib.data.store import (
     POSITIONS_A_CLASS,
     PreparedCase,
     bring_to_plan,
-    intensity_range,
+    disk_need,
     open_case,
     prepare_store,
 )
 from HybridMIMLib.data.survey import CaseFacts, survey
-from HybridMIMLib.errors import DiskError
+from HybridMIMLib.errors import DataError, DiskError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import TEMPORARY, read_json
 
@@ -372,4 +374,184 @@ def test_a_damaged_case_is_prepared_again(blobs: Path, tmp_path: Path, spoil: st
     else:
         file.unlink()
     assert prepare_folder(run, "labelled", tmp_path, EventLog()).cases == whole.cases
-    assert file.read_bytes() == content
+    if spoil != "case.json":  # it holds when the arrays were written
+        assert file.read_bytes() == content
+
+
+def dates(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+
+
+def test_a_file_that_was_changed_later_is_found_by_its_hash(tmp_path: Path) -> None:
+    """As long as before, and readable: only the hash tells."""
+    found = found_case(tmp_path, random_image(), two_labels())
+    folder = prepared(found, tmp_path / "store", classes=TWO).folder
+    for name in ("image.npy", "label.npy", "foreground.npy"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert open_case(folder) is None
+        assert prepared(found, tmp_path / "store", classes=TWO).folder == folder
+        assert (folder / name).read_bytes() == content
+
+
+def test_a_copy_of_the_store_is_read_once_and_then_trusted_by_its_dates(tmp_path: Path) -> None:
+    folder = prepared(found_case(tmp_path, random_image()), tmp_path / "store").folder
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    assert dates(copy)["image.npy"] != dates(folder)["image.npy"]
+    case = open_case(copy)
+    assert case is not None and np.array_equal(case.image, open_case(folder).image)  # type: ignore[union-attr]
+    assert dates(copy)["image.npy"] == dates(folder)["image.npy"]
+
+
+def test_a_copy_that_may_not_be_changed_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared(found_case(tmp_path, random_image()), tmp_path / "store").folder
+    os.utime(folder / "image.npy", (1, 1))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("HybridMIMLib.data.store.os.utime", refused)
+    assert open_case(folder) is not None
+
+
+def test_a_prepared_scan_that_went_away_is_named(tmp_path: Path) -> None:
+    case = prepared(found_case(tmp_path, random_image()), tmp_path / "store")
+    shutil.rmtree(case.folder)
+    with pytest.raises(DataError, match="image.npy.*cannot be read.*prepared anew"):
+        _ = case.image
+
+
+def test_what_was_annotated_and_in_whom_is_told_by_the_data_set(tmp_path: Path) -> None:
+    """And can be told anew, without preparing anew."""
+    found = found_case(tmp_path, random_image(), two_labels())
+    first = prepared(replace(found, patient="P1"), tmp_path / "store", classes=TWO)
+    assert first.annotated is None and first.patient == "P1"
+    before = dates(first.folder)
+    for labels, numbers in (({7}, (2,)), ({3, 7, 99}, (1, 2)), (set(), ())):
+        told = replace(found, annotated=frozenset(labels))
+        case = prepared(told, tmp_path / "store", classes=TWO)
+        assert case.annotated == numbers and case.patient == found.patient
+        assert case.folder == first.folder and dates(case.folder) == before
+
+
+@pytest.mark.parametrize("most", [3, 50, 100000])
+def test_places_of_many_classes_are_those_of_slow_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("HybridMIMLib.data.store.POSITIONS_A_CLASS", most)
+    random = np.random.default_rng(0)
+    label = (random.integers(1, 13, (37, 9, 8)) * (random.random((37, 9, 8)) < 0.5)).astype(np.uint8)
+    label[label == 5] = 0
+    classes = tuple(LabelClass(n, str(n), (1, 0, 0)) for n in range(1, 13))
+    found = found_case(tmp_path, label.astype(np.float32), label)
+    case = prepared(found, tmp_path / "store", classes=classes)
+    assert case.counts == tuple(min(int((label == n).sum()), most) for n in range(1, 13)) and case.counts[4] == 0
+    for number, places in enumerate(np.split(case.foreground, np.cumsum(case.counts)[:-1]), 1):
+        assert (label[tuple(places.T)] == number).all()
+        assert np.array_equal(places, np.unique(places, axis=0)) or not len(places)
+        if case.counts[number - 1] < most:
+            assert np.array_equal(places, np.argwhere(label == number))
+
+
+def test_a_thin_class_is_in_the_store(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[3], label[15, 6, 8] = 3, 7
+    found = found_case(tmp_path, random_image(), label)
+    case = prepared(found, tmp_path / "store", replace(PLAN, spacing=(3.0, 3.0, 3.0)), TWO)
+    assert case.counts == (7 * 6, 1)
+
+
+@pytest.mark.parametrize("kind", ["hounsfield", "magnetic", "two channels"])
+def test_images_take_half_of_float32(tmp_path: Path, kind: str) -> None:
+    shape = (64, 60, 50)
+    random = np.random.default_rng(0)
+    image = random.random(shape) * 1e6
+    if kind == "hounsfield":
+        image = random.integers(-1024, 3072, shape).astype(np.int16)
+    found, plan = found_case(tmp_path, image), PLAN
+    if kind == "two channels":
+        files = (found.case.images[0],) * 2
+        found, plan = replace(found, case=replace(found.case, images=files)), replace(PLAN, channels=2)
+    case = prepared(found, tmp_path / "store", plan)
+    assert (case.folder / "image.npy").stat().st_size <= 0.51 * 4 * image.size * plan.channels
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.7, 0.6, 2.0), (40.0, 40.0, 40.0)])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_disk_need_is_never_too_low_and_seldom_much_too_high(
+    tmp_path: Path, spacing: tuple[float, float, float], labelled: bool
+) -> None:
+    found = found_case(tmp_path, random_image(), two_labels() if labelled else None)
+    plan = replace(PLAN, spacing=spacing)
+    folder = prepared(found, tmp_path / "store", plan, TWO if labelled else ()).folder
+    taken = sum(file.stat().st_size for file in folder.iterdir())
+    # Much less where few of the voxels are of a class.
+    assert taken <= disk_need([found], plan) <= (6 if labelled else 1.1) * taken + 4096
+    assert disk_need([found] * 7, plan) == 7 * disk_need([found], plan)
+
+
+def test_only_what_is_missing_counts_as_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = found_case(tmp_path, random_image())
+    prepared(found, tmp_path / "store")
+    monkeypatch.setattr("HybridMIMLib.data.store.shutil.disk_usage", lambda _: SimpleNamespace(free=3))
+    assert prepared(found, tmp_path / "store").name == "a"
+
+
+_SHARED = """
+import os, signal, sys, time
+from pathlib import Path
+from HybridMIMLib.data import store
+from HybridMIMLib.data.layouts import Case
+from HybridMIMLib.data.plan import Plan
+from HybridMIMLib.data.survey import survey
+from HybridMIMLib.events import EventLog
+folder, start, last = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+found = survey([Case(p.stem, (p,), None) for p in sorted(folder.glob("*.nii"))], EventLog())
+plan = Plan(1, (1.0, 1.0, 1.0), "percentiles", (0.0, 1.0), (16, 16, 16), (8, 8, 8), (16, 16, 16))
+made, prepare = [], store._prepare_case
+def counted(facts, *rest):
+    if len(made) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    made.append(facts.case.name)
+    return prepare(facts, *rest)
+store._prepare_case = counted
+time.sleep(max(start - time.time(), 0))
+cases = store.prepare_store(found, plan, (), folder / "store", EventLog())
+print(len(made), *(int(case.image[0, 0, 0, 0]) for case in cases))
+"""
+
+
+def many_scans(folder: Path, count: int) -> None:
+    for number in range(count):
+        image = np.full(SHAPE, 500, np.int16)
+        image[0, 0, 0], image[1] = number, 0
+        write_nifti(folder / f"{number:02d}.nii", image, Grid(SHAPE, np.eye(4)))
+
+
+def in_another_process(folder: Path, start: float = 0, last: int = -1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _SHARED, str(folder), str(start), str(last)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_share_a_store(tmp_path: Path) -> None:
+    many_scans(tmp_path, 12)
+    start = time.time() + 4
+    pair = [in_another_process(tmp_path, start) for _ in range(2)]
+    results = [one.communicate(timeout=120)[0].split() for one in pair]
+    assert [r[1:] for r in results] == [[str(n) for n in range(12)]] * 2
+    assert len(os.listdir(tmp_path / "store")) == 12
+    # Each uses what the other has made; both may be at the same one.
+    assert 12 <= sum(int(r[0]) for r in results) <= 24
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot kill itself like that")
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path) -> None:
+    many_scans(tmp_path, 6)
+    killed = in_another_process(tmp_path, last=4)
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    before = {folder: dates(folder) for folder in (tmp_path / "store").iterdir()}
+    assert len(before) == 4
+    assert in_another_process(tmp_path).communicate(timeout=120)[0].split() == ["2", *map(str, range(6))]
+    assert all(dates(folder) == then for folder, then in before.items())
