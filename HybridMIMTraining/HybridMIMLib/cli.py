@@ -41,7 +41,8 @@ class Command:
 COMMANDS = {
     "prepare": Command(
         "check scans and prepare them for training",
-        ("unlabelled", "labelled", "missing_labels", "check", "output", "store", "plan", "network"),
+        ("unlabelled", "labelled", "missing_labels", "resample_labels", "check", "output", "store", "plan",
+         "network"),
         "prepare --unlabelled SCANS --output PREPARED",
     ),
     "pretrain": Command(
@@ -51,14 +52,14 @@ COMMANDS = {
     ),
     "finetune": Command(
         "learn to segment from a few labelled scans",
-        ("labelled", "weights", "name", "output", "store", "seed", "device", "plan", "network",
-         "finetuning", "inference"),
+        ("labelled", "missing_labels", "resample_labels", "weights", "name", "output", "store", "seed", "device",
+         "plan", "network", "finetuning", "inference"),
         "finetune --labelled CASES --weights PRETRAINED --output FINETUNED",
     ),
     "train": Command(
         "pre-train and then fine-tune, in one run",
-        ("unlabelled", "labelled", "weights", "name", "output", "store", "seed", "device", "plan", "network",
-         "pretraining", "finetuning", "inference"),
+        ("unlabelled", "labelled", "missing_labels", "resample_labels", "weights", "name", "output", "store", "seed",
+         "device", "plan", "network", "pretraining", "finetuning", "inference"),
         "train --unlabelled SCANS --labelled CASES --output TRAINED",
     ),
     "segment": Command(
@@ -68,8 +69,8 @@ COMMANDS = {
     ),
     "demo": Command(
         "the whole way, on synthetic scans or on your folders",
-        ("unlabelled", "labelled", "name", "output", "store", "seed", "device", "split", "plan", "network",
-         "pretraining", "finetuning", "inference"),
+        ("unlabelled", "labelled", "missing_labels", "resample_labels", "name", "output", "store", "seed", "device",
+         "split", "plan", "network", "pretraining", "finetuning", "inference"),
         "demo --unlabelled SCANS --labelled CASES --output DEMO",
     ),
     "info": Command("versions, devices, and where runs are kept", (), "info", has_run=False),

@@ -233,6 +233,9 @@ class Run:
         "what it means that a class is missing from a label map; unannotated: nobody looked for it, learn nothing "
         "from it (always so where the scans say that they are partially labelled)",
     )
+    resample_labels: bool = setting(
+        False, "bring a label map that lies on another grid onto its scan (nearest neighbour) instead of refusing it"
+    )
     check: bool = setting(False, "tell of every scan whether it can be used, and why not, and write nothing")
     scans: Optional[str] = setting(None, "scan, or folder of scans, to segment")
     model: Optional[str] = setting(None, "model package (folder) to segment with")

@@ -17,7 +17,7 @@ import numpy as np
 
 from HybridMIMLib.config import DEMO_DEFAULTS, PlanSettings, Run, make_run
 from HybridMIMLib.data.classes import LabelClass, Region
-from HybridMIMLib.data.layouts import Case, Dataset, named_for_labels, open_dataset
+from HybridMIMLib.data.layouts import Case, Dataset, dataset_of, named_for_labels, open_dataset
 from HybridMIMLib.data.phantom import write_phantoms
 from HybridMIMLib.data.splits import draw_cases
 from HybridMIMLib.data.survey import content_hash
@@ -102,8 +102,8 @@ class _Demo:
                 synthetic=True,
             )
         return share_out(
-            open_dataset(run.folder("unlabelled", "scans"), labelled=False),
-            open_dataset(run.folder("labelled", "labelled scans"), True, run.missing_labels),
+            dataset_of(run, "unlabelled"),
+            dataset_of(run, "labelled"),
             run,
         )
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.config import Run, make_run
-from HybridMIMLib.data.layouts import Dataset, open_dataset
+from HybridMIMLib.data.layouts import Dataset, dataset_of
 from HybridMIMLib.errors import HybridMIMError, SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.runs import carry_out
 
 PRETRAINING, FINETUNING = "pre-training", "fine-tuning"
+_FOLDERS = ("unlabelled", "labelled")
 
 
 def train(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -50,13 +51,8 @@ def train(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
 def _train(run: Run, stages: Stages) -> dict[str, Any]:
     # Both are opened before the first hours are spent: a wrong folder should be told now.
-    unlabelled = _open(run, "unlabelled", labelled=False)
-    labelled = _open(run, "labelled", labelled=True)
+    unlabelled, labelled = (dataset_of(run, name) if getattr(run, name) else None for name in _FOLDERS)
     return {**stages.learn(run, unlabelled, labelled), "seconds": stages.seconds}
-
-
-def _open(run: Run, name: str, labelled: bool) -> Dataset | None:
-    return open_dataset(run.folder(name, "scans"), labelled, run.missing_labels) if getattr(run, name) else None
 
 
 class Stages:

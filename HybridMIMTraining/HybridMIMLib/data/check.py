@@ -15,7 +15,7 @@ from typing import Any
 from HybridMIMLib.config import Run
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.finding import files_of, walk
-from HybridMIMLib.data.layouts import Dataset, named_for_labels, open_dataset
+from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels, open_dataset
 from HybridMIMLib.data.survey import (
     CaseFacts,
     Status,
@@ -29,7 +29,7 @@ from HybridMIMLib.data.volume import mm, times
 from HybridMIMLib.errors import LabelError, SettingsError
 from HybridMIMLib.events import EventLog
 
-__all__ = ["CheckedFolder", "Verdict", "check", "check_folder", "examine_folder"]
+__all__ = ["CheckedFolder", "Verdict", "check", "check_folder", "examine_dataset"]
 
 FOLDERS = ("unlabelled", "labelled")
 
@@ -77,10 +77,7 @@ def check(run: Run, events: EventLog) -> dict[str, Any]:
     names = [name for name in FOLDERS if getattr(run, name)]
     if not names:
         raise SettingsError("there is nothing to check", cure="Add --unlabelled DIR, --labelled DIR, or both.")
-    checked = {
-        name: examine_folder(run.folder(name, "scans"), name == "labelled", events, run.missing_labels)
-        for name in names
-    }
+    checked = {name: examine_dataset(dataset_of(run, name), name == "labelled", events) for name in names}
     return {
         "folders": {name: _describe(folder) for name, folder in checked.items()},
         "duplicates": shared_scans(*(folder.usable for folder in checked.values())) if len(checked) == 2 else [],
@@ -93,23 +90,22 @@ def check(run: Run, events: EventLog) -> dict[str, Any]:
 def check_folder(
     folder: Path, labelled: bool, events: EventLog | None = None, missing_labels: str = "absent"
 ) -> list[Verdict]:
-    """A verdict on every case of a folder; see :func:`examine_folder`."""
-    return examine_folder(folder, labelled, events or EventLog(), missing_labels).verdicts
-
-
-def examine_folder(folder: Path, labelled: bool, events: EventLog, missing_labels: str = "absent") -> CheckedFolder:
-    """Look through a folder, or a list of scans.
-
-    Args:
-        folder: in any layout.
-        labelled: whether its label maps are wanted.
-        events: where progress goes.
-        missing_labels: as the setting of this name.
+    """A verdict on every case of a folder, or of a list.
 
     Raises:
         DataError: it is not there, holds no scan, or its layout is broken.
     """
-    dataset = open_dataset(folder, labelled, missing_labels)
+    return examine_dataset(open_dataset(folder, labelled, missing_labels), labelled, events or EventLog()).verdicts
+
+
+def examine_dataset(dataset: Dataset, labelled: bool, events: EventLog) -> CheckedFolder:
+    """Look through the cases of a folder, or of a list of scans.
+
+    Args:
+        dataset: the cases, unread.
+        labelled: whether its label maps are wanted.
+        events: where progress goes.
+    """
     verdicts = list(examine(dataset.cases, events, dataset.partial))
     if labelled:
         met = set().union(*(one.facts.labels for one in verdicts if one.facts), ())

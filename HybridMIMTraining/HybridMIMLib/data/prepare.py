@@ -9,7 +9,7 @@ from typing import Any
 from HybridMIMLib.config import Run, make_run, user_path
 from HybridMIMLib.data.check import check, shared_scans
 from HybridMIMLib.data.classes import LabelClass
-from HybridMIMLib.data.layouts import Dataset, named_for_labels, open_dataset
+from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
 from HybridMIMLib.data.plan import Plan, make_plan, plan_yaml
 from HybridMIMLib.data.store import PreparedCase, prepare_store
 from HybridMIMLib.data.survey import CaseFacts, classes_of, survey
@@ -98,7 +98,7 @@ def prepare_folder(
     """
     source = run.folder(name, f"the folder of {name} scans")
     if dataset is None:
-        dataset = open_dataset(source, name == "labelled", run.missing_labels)
+        dataset = dataset_of(run, name)
     facts = survey(dataset.cases, events, dataset.partial)
     if len(facts) < at_least:
         raise DataError(

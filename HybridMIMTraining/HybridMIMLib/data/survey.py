@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from HybridMIMLib.data.alignment import align_labels
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.finding import files_of
 from HybridMIMLib.data.grid import Grid, to_canonical
@@ -191,7 +192,9 @@ def read_case(case: Case, content: Content | None = None) -> tuple[Scan, LabelMa
         first = replace(first, array=np.concatenate([part.array for part in parts]), warnings=warnings)
     label = None
     if case.label is not None:
-        label = read_label_map(case.label, first.grid, scan_path=first.path, content=content)
+        grid = None if case.resample else first.grid
+        label = read_label_map(case.label, grid, scan_path=first.path, content=content)
+        label = align_labels(label, first.grid)
     return first, label
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from HybridMIMLib.config import NetworkSettings, Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
 from HybridMIMLib.data.classes import LabelClass, Region
-from HybridMIMLib.data.layouts import Dataset, named_for_labels, open_dataset
+from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
 from HybridMIMLib.data.patches import CropSampler
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
@@ -69,7 +69,7 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     network_settings = start.network if start else run.network
     run = replace(run, network=network_settings)
     if dataset is None:
-        dataset = open_dataset(run.folder("labelled", "labelled scans"), True, run.missing_labels)
+        dataset = dataset_of(run, "labelled")
     prepared = prepare_folder(run, "labelled", folder, events, start.plan if start else None, FEWEST_CASES, dataset)
     crop_bytes = activation_bytes(network_settings.features, prepared.plan.crop, len(prepared.classes) + 1)
     batch = settle_batch(run.finetuning.batch, crop_bytes, device, folder, events)

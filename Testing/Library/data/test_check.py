@@ -12,8 +12,9 @@ from pydicom.data.data_manager import DATA_ROOT
 from small_runs import write_blobs
 
 from HybridMIMLib.config import Run
-from HybridMIMLib.data.check import check, check_folder, examine_folder
+from HybridMIMLib.data.check import check, check_folder, examine_dataset
 from HybridMIMLib.data.grid import Grid
+from HybridMIMLib.data.layouts import open_dataset
 from HybridMIMLib.data.prepare import prepare
 from HybridMIMLib.data.scans import read_label_map, read_scan, write_nifti
 from HybridMIMLib.errors import DataError, SettingsError
@@ -46,7 +47,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_good_scans_with_their_classes(labelled: Path) -> None:
     (labelled / "notes.txt").write_text("…")
-    checked = examine_folder(labelled, True, EventLog())
+    checked = examine_dataset(open_dataset(labelled, True), True, EventLog())
     assert {one.status for one in checked.verdicts} == {"good"} and not checked.problems
     assert [one.name for one in checked.classes] == ["Bright", "Dark"]
     assert checked.others == 2, "classes.json and the notes"
@@ -80,7 +81,7 @@ def test_an_empty_label_map_is_told(labelled: Path) -> None:
     for file in (labelled / "labels").iterdir():
         label = read_label_map(file)
         write_nifti(file, np.zeros_like(label.array), label.grid)
-    (problem,) = examine_folder(labelled, True, EventLog()).problems
+    (problem,) = examine_dataset(open_dataset(labelled, True), True, EventLog()).problems
     assert "background alone" in problem
 
 
@@ -100,7 +101,7 @@ def test_another_grid_a_copy_and_other_channels(labelled: Path) -> None:
     }
     assert "does not lie on the grid" in reason(labelled, "blob_0")
     assert "is a copy of" in reason(labelled, "copy") and "blob_1" in reason(labelled, "copy")
-    (problem,) = examine_folder(labelled, True, EventLog()).problems
+    (problem,) = examine_dataset(open_dataset(labelled, True), True, EventLog()).problems
     assert "blob_3" in problem and "2 channel(s)" in problem
 
 
@@ -161,7 +162,7 @@ def test_a_dicom_series_is_checked_like_a_file(tmp_path: Path) -> None:
     for name in ("CT5N", "CT2N"):
         shutil.copytree(source / "98892001" / name, tmp_path / "scans" / name)
     shutil.copy(source / "DICOMDIR", tmp_path / "scans")
-    checked = examine_folder(tmp_path / "scans", False, EventLog())
+    checked = examine_dataset(open_dataset(tmp_path / "scans", False), False, EventLog())
     assert [(one.case.name, one.status) for one in checked.verdicts] == [("CT2N", "skipped"), ("CT5N", "warning")]
     assert checked.others == 1 and checked.usable[0].modality == "CT"
 

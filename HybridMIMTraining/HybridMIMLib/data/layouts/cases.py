@@ -25,6 +25,7 @@ class Case:
         label: the label map, or None.
         patient: whose scan it is; empty where the data set does not say.
         annotated: the labels that were looked for in this case; None: see :attr:`Dataset.partial`.
+        resample: whether a label map on another grid is brought onto the scan instead of being refused.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Case:
     label: Path | None
     patient: str = ""
     annotated: frozenset[int] | None = None
+    resample: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from HybridMIMLib.config import Run
 from HybridMIMLib.data.classes import Naming
 from HybridMIMLib.data.layouts import brats, btcv, decathlon, nnunet, pairs, plain
 from HybridMIMLib.data.layouts.cases import Case, Dataset, check_unique, no_labels
@@ -42,6 +43,14 @@ _LAYOUTS = (
     _Layout("images-labels", "images/ and labels/", pairs.lacks, pairs.read),
     _Layout("brats", "BraTS", brats.lacks, brats.read, brats.customary),
 )
+
+
+def dataset_of(run: Run, name: str) -> Dataset:
+    """The cases of one of the run's folders, ``"unlabelled"`` or ``"labelled"``; see :func:`open_dataset`."""
+    dataset = open_dataset(run.folder(name, f"the folder of {name} scans"), name == "labelled", run.missing_labels)
+    if not run.resample_labels:
+        return dataset
+    return replace(dataset, cases=tuple(replace(case, resample=True) for case in dataset.cases))
 
 
 def open_dataset(place: Path, labelled: bool, missing_labels: str = "absent") -> Dataset:
