@@ -17,6 +17,7 @@ test: lint types
 
 bench: $(READY)
 	$(BIN)/python Testing/Benchmarks/first_way.py
+	$(BIN)/python Testing/Benchmarks/data.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
