@@ -6,9 +6,11 @@ store keeps the intensities themselves, so that normalising is one multiplicatio
 ``window``
     fixed intensities. For CT, whose numbers mean the same in every scan.
 ``zscore``
-    robust z-score of each scan and channel: 4 sigma below the median of the body become 0, 6 sigma above it 1. For
-    MR, whose numbers mean nothing by themselves: one set may hold maxima from 112 to 1.7 million. More room is left
-    above, because what is odd in MR (vessels, contrast agent, fat near the coil) is bright.
+    robust z-score of each scan and channel: 2.5 sigma below the median of the body become 0, 3.5 sigma above it 1.
+    For MR, whose numbers mean nothing by themselves: one set may hold maxima from 112 to 1.7 million. More room is
+    left above, because what is odd in MR (vessels, contrast agent, fat near the coil) is bright. A wider range leaves
+    less of it to the contrast of tissues: on hippocampus scans -4 to 6 sigma gave a Dice of 0.854, -2.5 to 3.5 one of
+    0.860 (one seed).
 ``percentiles``
     percentiles 0.5 and 99.5 of each scan and channel.
 
@@ -28,7 +30,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from HybridMIMLib.data.plan import Plan
 
-LOWEST_SIGMA, HIGHEST_SIGMA = -4.0, 6.0
+LOWEST_SIGMA, HIGHEST_SIGMA = -2.5, 3.5
 BODY_SHARE = 0.1
 IQR_OF_NORMAL = 1.349
 """Interquartile range of a normal distribution, in standard deviations."""
