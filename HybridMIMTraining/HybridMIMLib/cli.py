@@ -194,9 +194,9 @@ def _check(run: Run) -> int:
         except KeyboardInterrupt:
             return _fail("stopped. Nothing was written.", 130)
     print(report("check", result))
-    if not result["usable"]:
+    if result["problems"] or not result["usable"]:
         return 1
-    return 3 if result["skipped"] or result["problems"] else 0
+    return 3 if result["skipped"] else 0
 
 
 def _parser(command: str) -> Any:

@@ -32,7 +32,21 @@ def _check(result: Mapping[str, Any]) -> list[str]:
         pairs = [[labelled, unlabelled] for labelled, unlabelled in result["duplicates"]]
         lines += ["in both folders, as labelled and as unlabelled scan; keep those for a test out of both:"]
         lines += [*table(["labelled", "unlabelled"], pairs), ""]
-    return [*lines, f"{result['usable']} scan(s) can be used, {result['skipped']} cannot. Nothing was written."]
+    if result["plan"]:
+        lines += [*_planned(result["plan"], result["bytes"]), ""]
+    lines.append(f"{result['usable']} scan(s) can be used, {result['skipped']} cannot. Nothing was written.")
+    if result["problems"]:
+        lines.append("A preparation, or a training, would stop: see above what would end it.")
+    return lines
+
+
+def _planned(plan: Mapping[str, Any], room: int) -> list[str]:
+    spacing, crop = (" x ".join(f"{value:g}" for value in plan[name]) for name in ("spacing", "crop"))
+    how = f"window {plan['window'][0]:g} to {plan['window'][1]:g}" if plan["normalisation"] == "window" else None
+    return [
+        f"plan: {spacing} mm, intensities by {how or plan['normalisation']}, crops of {crop} voxels; "
+        f"prepared scans would take at most {room / 1e6:,.0f} MB",
+    ]
 
 
 def _checked(name: str, folder: Mapping[str, Any]) -> list[str]:

@@ -150,10 +150,13 @@ def test_check_prints_every_scan_and_writes_nothing(blobs: Path, unicode_folder:
     good = checked("--check", "--labelled", folder / "labelled")
     assert good.returncode == 0, good.stderr
     assert "5 scan(s) can be used" in good.stdout and "check scans" in good.stderr
+    assert re.search(r"plan: 1 x 1 x 1.2 mm, intensities by zscore, crops of .*at most [0-9,]+ MB", good.stdout)
     assert sorted(folder.rglob("*")) == before
     (folder / "labelled" / "labels" / "blob_1.nii.gz").write_bytes(b"")
     some = checked("--labelled", folder / "labelled", "--check")
-    assert some.returncode == 3 and re.search("skipped +blob_1 .*the file is empty", some.stdout)
+    # A training would not go on without a label map that is wrong.
+    assert some.returncode == 1 and re.search("skipped +blob_1 .*the file is empty", some.stdout)
+    assert "A preparation, or a training, would stop" in some.stdout
     for path in (folder / "labelled" / "images").iterdir():
         path.write_bytes(b"junk")
     assert checked("--check=true", "--labelled", folder / "labelled").returncode == 1
@@ -161,6 +164,13 @@ def test_check_prints_every_scan_and_writes_nothing(blobs: Path, unicode_folder:
     assert none.returncode == 1 and "no such folder" in none.stderr
     assert checked("--check").returncode == 2
     assert not (folder / "workspace").exists()
+
+
+def test_check_of_unlabelled_scans_of_which_one_is_broken(blobs: Path, tmp_path: Path) -> None:
+    shutil.copytree(blobs / "unlabelled", tmp_path / "scans")
+    (tmp_path / "scans" / "images" / "blob_1.nii.gz").write_bytes(b"")
+    said = hybridmim("prepare", "--check", "--unlabelled", tmp_path / "scans")
+    assert said.returncode == 3 and "4 scan(s) can be used, 1 cannot" in said.stdout
 
 
 def test_check_says_what_would_end_a_preparation(blobs: Path, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def check(run: Run, events: EventLog) -> dict[str, Any]:
     Returns:
         ``folders``: a description of each, with its rows; ``duplicates``: pairs (labelled, unlabelled) of cases with
         the same scan; ``usable`` and ``skipped``: how many scans; ``problems``: how many things would end a
-        preparation.
+        preparation; ``plan`` (as JSON, None without a usable scan) and ``bytes``: what a preparation would do, and
+        the room that it would take at most.
 
     Raises:
         SettingsError: no folder was named.
@@ -78,7 +79,10 @@ def check(run: Run, events: EventLog) -> dict[str, Any]:
     if not names:
         raise SettingsError("there is nothing to check", cure="Add --unlabelled DIR, --labelled DIR, or both.")
     checked = {name: examine_dataset(dataset_of(run, name), name == "labelled", events) for name in names}
+    plan, room = _plan(run, [folder.usable for folder in checked.values()], events)
     return {
+        "plan": plan,
+        "bytes": room,
         "folders": {name: _describe(folder) for name, folder in checked.items()},
         "duplicates": shared_scans(*(folder.usable for folder in checked.values())) if len(checked) == 2 else [],
         "usable": sum(len(folder.usable) for folder in checked.values()),
@@ -113,9 +117,26 @@ def examine_dataset(dataset: Dataset, labelled: bool, events: EventLog) -> Check
         verdicts = [_with_labels(one, dataset.classes) for one in verdicts]
     found = [one.facts for one in verdicts if one.facts is not None and one.status != "skipped"]
     classes, problems = _classes(found, dataset) if labelled else ((), [])
+    wrong = [one.error for one in verdicts if isinstance(one.error, LabelError)]
+    if wrong:
+        # A training does not go on without them: that would hide a mistake.
+        problems.append(f"{len(wrong)} label map(s) are wrong, the first: {wrong[0]}")
     if odd := odd_channels(found):
         problems.append(str(odd))
     return CheckedFolder(dataset, verdicts, classes, tuple(problems), _others(dataset))
+
+
+def _plan(run: Run, usable: Sequence[list[CaseFacts]], events: EventLog) -> tuple[dict[str, Any] | None, int]:
+    """What a preparation would do: the first folder decides, as it does there."""
+    # Imported late: the store needs torch, which takes seconds, and a wrong folder should be told before them.
+    from HybridMIMLib.data.plan import make_plan
+    from HybridMIMLib.data.store import disk_need
+
+    found = [facts for facts in usable if facts]
+    if not found:
+        return None, 0
+    plan = make_plan(found[0], run.plan, run.network.stride, events)
+    return plan.to_json(), sum(disk_need(facts, plan) for facts in found)
 
 
 def shared_scans(unlabelled: Iterable[CaseFacts], labelled: Iterable[CaseFacts]) -> list[tuple[str, str]]:

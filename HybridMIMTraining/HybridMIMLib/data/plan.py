@@ -231,6 +231,12 @@ def _tell(events: EventLog, plan: Plan, found: Fingerprint, settings: PlanSettin
             f"the set mixes {counts} scans, and all are normalised by {plan.normalisation}. Train on one kind at a "
             "time, or choose plan.normalisation yourself."
         )
+    if plan.normalisation == "window" and found.body is not None and not _window_fits(plan, found.body):
+        events.warning(
+            f"the window {plan.window[0]:g} to {plan.window[1]:g} leaves next to nothing of these scans, whose "
+            f"bodies go from {found.body[0]:.4g} to {found.body[2]:.4g}. Choose plan.normalisation auto, or another "
+            "plan.window."
+        )
     axis = found.coarse_axis
     if found.thick is not None and settings.spacing is None:
         events.message(
@@ -242,6 +248,13 @@ def _tell(events: EventLog, plan: Plan, found: Fingerprint, settings: PlanSettin
             f"plan.spacing {list(plan.spacing)} is finer than any scan ({list(found.finest)} mm): this takes room "
             "and time, and shows nothing more"
         )
+
+
+def _window_fits(plan: Plan, body: Sequence[float]) -> bool:
+    """Whether the bodies' intensities cover at least a twentieth of the window, and lie in it for a good part."""
+    low, high = plan.window
+    covered = min(body[2], high) - max(body[0], low)
+    return covered > 0.05 * (high - low) and covered > 0.05 * (body[2] - body[0])
 
 
 def _looks_like(found: Fingerprint) -> str:

@@ -282,6 +282,11 @@ def _facts(case: Case, partial: bool) -> CaseFacts:
     content = Content()
     scan, label = read_case(case, content)
     values = frozenset() if label is None else frozenset(np.unique(label.array).tolist()) - {0}
+    if case.annotated is not None and (odd := values - case.annotated):
+        raise LabelError(
+            f"{case.label}: holds label {min(odd)}, which the list of cases says was not annotated here",
+            cure="Add it to what was annotated, or correct the label map.",
+        )
     turned, grid = canonical_grid(scan.array, scan.grid)
     return CaseFacts(
         case,

@@ -29,8 +29,9 @@ import torch
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 
-FEWEST, MOST = 4, 16
+FEWEST_TO_CONTRAST, MOST = 4, 16
 """Crops of a batch that is fitted: the contrast needs others to compare with, and more than 16 teach little more."""
+_WHERE_UNKNOWN = 4
 GPU_SHARE = 0.5
 """Of a GPU's free memory; the rest is for weights, the optimizer, and what cuDNN takes to work in."""
 RAM_SHARE = 0.25
@@ -65,7 +66,9 @@ def activation_bytes(
     return round(4 * numbers)
 
 
-def settle_batch(given: int, crop_bytes: int, device: torch.device, folder: Path, events: EventLog) -> int:
+def settle_batch(
+    given: int, crop_bytes: int, device: torch.device, folder: Path, events: EventLog, fewest: int = 1
+) -> int:
     """The batch as set, or for 0 one that fits the device; a run that goes on keeps the one it began with.
 
     Args:
@@ -74,25 +77,26 @@ def settle_batch(given: int, crop_bytes: int, device: torch.device, folder: Path
         device: where to compute.
         folder: of the stage; a fitted batch is kept there in ``batch.json``.
         events: where to tell.
+        fewest: crops that are needed whatever fits.
     """
     if given:
         return given
     file = folder / "batch.json"
     kept = _kept(file) if (folder / "checkpoint.pt").exists() else None
-    batch = kept or fitted_batch(crop_bytes, device, events)
+    batch = kept or fitted_batch(crop_bytes, device, events, fewest)
     write_json(file, {"batch": batch})
     return batch
 
 
-def fitted_batch(crop_bytes: int, device: torch.device, events: EventLog) -> int:
-    """As many crops as fit the device, from 4 to 16; a warning where even 4 may be too many."""
+def fitted_batch(crop_bytes: int, device: torch.device, events: EventLog, fewest: int = 1) -> int:
+    """As many crops as fit the device, from ``fewest`` to 16; a warning where even the fewest may be too many."""
     room = room_on(device)
-    # Where nobody can tell how much there is, the fewest are the safest.
-    fits = room // crop_bytes if room is not None else FEWEST
-    batch = min(max(fits, FEWEST), MOST)
+    # Where nobody can tell how much there is, few are the safest.
+    fits = room // crop_bytes if room is not None else max(fewest, _WHERE_UNKNOWN)
+    batch = min(max(fits, fewest), MOST)
     told = "unknown" if room is None else f"{room / 1e9:.1f} GB"
     text = f"batch of {batch} crops: about {crop_bytes / 1e9:.2f} GB each, room on {device}: {told}"
-    if fits < FEWEST:
+    if fits < fewest:
         events.warning(f"{text}. It may not fit: choose a smaller plan.crop, or fewer network.features.")
     else:
         events.message(text)

@@ -20,7 +20,7 @@ from HybridMIMLib.events import EventLog
 from HybridMIMLib.networks import initial_weights, make_backbone
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.interface import Box
-from HybridMIMLib.networks.memory import activation_bytes, settle_batch
+from HybridMIMLib.networks.memory import FEWEST_TO_CONTRAST, activation_bytes, settle_batch
 from HybridMIMLib.pretraining.hybridmim import HybridMIM, MaskedBatch
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple, draw_box, draw_mask, whole_patches
 from HybridMIMLib.randomness import random_stream, stream_key
@@ -55,7 +55,9 @@ def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset |
     prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
     keep_inputs(folder / "scans.json", {facts.case.name: facts.content for facts in prepared.facts})
     _check_patches_fit(run, prepared, events)
-    batch = settle_batch(run.pretraining.batch, _crop_bytes(run, prepared), device, folder, events)
+    batch = settle_batch(
+        run.pretraining.batch, _crop_bytes(run, prepared), device, folder, events, FEWEST_TO_CONTRAST
+    )
     run = replace(run, pretraining=replace(run.pretraining, batch=batch))
     objective = _objective(run, prepared).to(device)
     batches = MaskedBatches(prepared, objective, run, device)

@@ -17,12 +17,14 @@ from HybridMIMLib.errors import LabelError
 
 TURN = np.array([[0.9, 0.3, 0, 1.5], [-0.3, 0.9, 0.1, -2], [0, 0, 1.2, 0.5], [0, 0, 0, 1.0]])
 
+FLIPPED = np.array([[1.0, 0, 0, 0.2], [0, -1, 0, 7.3], [0, 0, 1, 0.1], [0, 0, 0, 1]])
+
 
 def label_map(array: np.ndarray, affine: np.ndarray) -> LabelMap:
     return LabelMap(Path("a.nii"), array, Grid(array.shape, affine))
 
 
-@pytest.mark.parametrize("affine", [TURN, np.diag([-2.0, 0.5, 1.3, 1.0]), TURN @ np.diag([1, -1, 1, 1.0])])
+@pytest.mark.parametrize("affine", [TURN, np.diag([-2.0, 0.5, 1.3, 1.0]), FLIPPED])
 def test_each_voxel_takes_the_label_at_its_centre(affine: np.ndarray) -> None:
     labels = np.random.default_rng(0).integers(0, 4, (9, 8, 7)).astype(np.uint8)
     target = Grid((6, 10, 5), affine)
@@ -43,12 +45,17 @@ def test_one_on_the_same_grid_comes_back_as_it_is() -> None:
     assert align_labels(label, Grid((3, 4, 5), TURN)) is label
 
 
-def test_what_is_lost_is_told() -> None:
+def test_a_label_that_is_lost_is_an_error_and_half_of_one_a_warning() -> None:
     labels = np.zeros((8, 8, 8), np.uint8)
     labels[4, 4, 4], labels[5, 5, 5] = 2, 5
     # Every second voxel, from the first on: 2 is met, 5 is not.
+    with pytest.raises(LabelError, match="nothing is left of label 5"):
+        align_labels(label_map(labels, np.eye(4)), Grid((4, 4, 4), np.diag([2.0, 2, 2, 1])))
+    labels = np.ones((8, 8, 8), np.uint8)
+    moved = align_labels(label_map(labels, np.eye(4)), Grid((4, 8, 8), np.eye(4)))
+    assert "50 % of the labelled volume lies outside" in moved.warnings[-1]
     moved = align_labels(label_map(labels, np.eye(4)), Grid((4, 4, 4), np.diag([2.0, 2, 2, 1])))
-    assert "labels 5 were lost" in moved.warnings[-1]
+    assert "lies outside" not in moved.warnings[-1]
 
 
 def test_they_are_resampled_only_when_asked(tmp_path: Path) -> None:

@@ -101,8 +101,9 @@ def test_another_grid_a_copy_and_other_channels(labelled: Path) -> None:
     }
     assert "does not lie on the grid" in reason(labelled, "blob_0")
     assert "is a copy of" in reason(labelled, "copy") and "blob_1" in reason(labelled, "copy")
-    (problem,) = examine_dataset(open_dataset(labelled, True), True, EventLog()).problems
-    assert "blob_3" in problem and "2 channel(s)" in problem
+    wrong, odd = examine_dataset(open_dataset(labelled, True), True, EventLog()).problems
+    assert wrong.startswith("1 label map(s) are wrong, the first: ") and "blob_0" in wrong
+    assert "blob_3" in odd and "2 channel(s)" in odd
 
 
 def test_what_was_not_annotated_is_counted(labelled: Path) -> None:

@@ -248,3 +248,10 @@ def test_the_plan_as_yaml_is_readable_and_comes_back_as_settings() -> None:
 def test_the_plan_as_yaml_names_every_value_but_the_channels() -> None:
     content = yaml.safe_load(plan_yaml(plan(**GIVEN)))["plan"]
     assert content == GIVEN and set(content) == set(plan().to_json()) - {"channels"}
+
+
+@pytest.mark.parametrize(("window", "warns"), [([-175.0, 250.0], True), ([0.0, 1.0], False), ([0.0, 40.0], True)])
+def test_it_warns_of_a_window_that_leaves_nothing(window: list[float], warns: bool) -> None:
+    found = [replace(one, body=(0.05, 0.2, 0.4, 0.7, 0.95)) for one in thick_set(1.0, 1.0, 1.0)]
+    warnings = told(found, normalisation="window", window=window)[1]
+    assert any("leaves next to nothing" in text for text in warnings) == warns

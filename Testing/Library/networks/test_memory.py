@@ -107,12 +107,12 @@ def test_the_estimate_grows_with_what_it_counts() -> None:
         (None, 1_000, 4, False),
     ],
 )
-def test_the_batch_is_what_fits_from_4_to_16(
+def test_the_batch_is_what_fits_from_the_fewest_to_16(
     room: int | None, crop_bytes: int, expected: int, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "room_on", lambda device: room)
     events = EventLog()
-    assert fitted_batch(crop_bytes, CPU, events) == expected
+    assert fitted_batch(crop_bytes, CPU, events, 4) == expected
     assert bool(events.warnings) == warns and all("plan.crop" in text for text in events.warnings)
 
 
@@ -140,6 +140,13 @@ def test_a_machine_that_does_not_tell_gets_the_fewest(monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.sysconf", refuse)
     assert machine_memory() is None and room_on(CPU) is None
     assert fitted_batch(1, CPU, EventLog()) == 4
+
+
+def test_fine_tuning_takes_fewer_where_fewer_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "room_on", lambda device: 2_500)
+    assert fitted_batch(1_000, CPU, EventLog()) == 2
+    events = EventLog()
+    assert fitted_batch(9_000, CPU, events) == 1 and len(events.warnings) == 1
 
 
 def test_a_given_batch_stays(tmp_path: Path) -> None:
