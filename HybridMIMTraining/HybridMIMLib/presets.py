@@ -39,7 +39,7 @@ def list_presets() -> list[Preset]:
 
 
 def config_path(text: str) -> Path:
-    """The file that ``--config TEXT`` means: a file, else the preset or recipe of that name.
+    """The file that ``--config TEXT`` means: a file, else the preset or recipe of that name, capitals or not.
 
     Raises:
         SettingsError: there is neither; the known names are listed.
@@ -48,7 +48,7 @@ def config_path(text: str) -> Path:
     if path.is_file():
         return path
     known = {preset.name: preset for preset in list_presets()}
-    if text not in known:
+    if text.lower() not in known:
         names = {
             kind: ", ".join(name for name, one in known.items() if one.kind == kind) for kind in ("preset", "recipe")
         }
@@ -56,7 +56,7 @@ def config_path(text: str) -> Path:
             f"--config {text}: there is no such file, preset or recipe",
             cure=f"Give a YAML file, a preset ({names['preset']}) or a recipe ({names['recipe']}).",
         )
-    return known[text].path
+    return known[text.lower()].path
 
 
 def _describe(path: Path) -> Preset:

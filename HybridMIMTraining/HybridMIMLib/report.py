@@ -71,6 +71,7 @@ def _checked(name: str, folder: Mapping[str, Any]) -> list[str]:
             [one["name"], str(one["label"]), str(one["cases"]), str(one["annotated"])] for one in folder["classes"]
         ]
         lines += ["", *table(["class", "label", "in cases", "annotated in"], classes)]
+    lines += [f"note: {note}" for note in folder["notes"]]
     lines += [f"would end the preparation: {problem}" for problem in folder["problems"]]
     lines += [f"what helps ({number}): {cure}" for cure, number in folder["cures"].items()]
     return [*lines, ""]

@@ -48,6 +48,12 @@ def test_each_loads_and_sets_what_its_kind_promises(name: str) -> None:
     assert "https://" not in text and re.search("MONAI|SyntheticTumors", text)
 
 
+def test_msd_liver_cites_no_setting_that_its_source_does_not_use() -> None:
+    lines = config_path("msd-liver").read_text(encoding="utf-8").split("finetuning:")[1].splitlines()
+    ours = {line.split(":")[0].strip() for line in lines if line.endswith("# our choice")}
+    assert ours == {"steps", "warmup_steps", "validate_every"}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_fits_together(name: str) -> None:
     """Crop, box and network: what would end a run only after its scans were prepared."""
@@ -85,6 +91,11 @@ def test_the_values_are_those_that_the_community_uses(
 
 def test_a_name_is_taken_like_a_file() -> None:
     assert parse("train", ["--config", "btcv"]) == load_settings(PRESETS / "btcv.yaml")
+    assert (
+        parse("train", ["--config", "BTCV"])
+        == parse("train", ["--config", "Btcv"])
+        == load_settings(PRESETS / "btcv.yaml")
+    )
     assert parse("train", ["--config=btcv"]) == load_settings(PRESETS / "btcv.yaml")
     assert parse("demo", ["--config", "ct-chest"]).pretraining.steps == 120, "the demo's own defaults stay"
 
@@ -257,7 +268,7 @@ def test_each_preset_pretrains_a_few_steps(name: str, tmp_path: Path) -> None:
     from HybridMIMLib import pretrain
 
     for index in range(3):
-        image, _, grid = organs(index, [1, 2])
+        image, _, grid = organs(index, list(range(1, 20)))
         image = image if name != "mr-brain" else (np.maximum(image, -200) + 200) * 10**index
         write_nifti(tmp_path / "scans" / f"scan_{index}.nii.gz", image.astype(np.float32), grid)
     run = make_run(overridden(name), {"unlabelled": str(tmp_path / "scans"), "output": str(tmp_path / "run")})

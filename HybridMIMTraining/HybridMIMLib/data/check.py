@@ -196,6 +196,7 @@ def _describe(folder: CheckedFolder) -> dict[str, Any]:
             }
             for one in folder.classes
         ],
+        "notes": list(folder.dataset.notes),
         "problems": list(folder.problems),
         "cures": dict(Counter(one.error.cure for one in folder.verdicts if one.error is not None)),
     }

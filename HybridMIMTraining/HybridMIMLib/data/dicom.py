@@ -13,16 +13,15 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import SimpleITK
 
 from HybridMIMLib.data.dicom_geometry import stack_planes
 from HybridMIMLib.data.dicom_headers import Header, Plane, is_dicom, read_header
+from HybridMIMLib.data.dicom_pixels import decode
 from HybridMIMLib.data.grid import Affine, Array
 from HybridMIMLib.data.names import has_scan_suffix, is_passed_over, natural_key
-from HybridMIMLib.data.volume import AGAIN, Content, Volume, attempt, check_file, colours, times
+from HybridMIMLib.data.volume import AGAIN, Content, Volume, check_file, times
 from HybridMIMLib.errors import ScanError
 
 _SEPARATOR = "\0"
@@ -44,6 +43,7 @@ class Series:
         planes: the frames of a multi-frame file in the order of space, and how each is rescaled; else empty.
         modality, patient: as the headers say.
         warnings: what is odd about it.
+        inverted: the lowest value of some of its files is white.
         stamp: changes when a file does.
     """
 
@@ -58,6 +58,7 @@ class Series:
     modality: str
     patient: str
     warnings: tuple[str, ...]
+    inverted: bool
     stamp: int
 
     @property
@@ -150,10 +151,10 @@ def mark_parts(found: Sequence[Series]) -> None:
 
     Each part may look like a whole volume; none may be taken for one. It is remembered for the reading.
     """
-    by_uid: dict[str, list[Series]] = {}
+    by_uid: dict[tuple[str, ...], list[Series]] = {}
     for one in found:
         if one.uid and not one.planes:
-            by_uid.setdefault(one.uid, []).append(one)
+            by_uid.setdefault((one.uid, one.patient, one.modality), []).append(one)
     with _lock:
         for one in found:
             _parts.pop(one.path, None)
@@ -188,8 +189,11 @@ def _instances(series: Series) -> set[str]:
 
 
 def _group(folder: Path, names: Sequence[str]) -> list[Series]:
-    """Files of one series uid belong together; a multi-frame file is a volume by itself."""
-    groups: dict[tuple[str, str], list[Header]] = {}
+    """Files of one series, patient and modality belong together; a multi-frame file is a volume by itself.
+
+    Anonymisers give one uid to several series, or none to all; two patients must never make one volume.
+    """
+    groups: dict[tuple[str, ...], list[Header]] = {}
     broken: list[tuple[str, ScanError]] = []
     with warnings.catch_warnings():
         # pydicom warns of every value that is not quite as the standard wants it.
@@ -201,9 +205,10 @@ def _group(folder: Path, names: Sequence[str]) -> list[Series]:
                 broken.append((name, error))
             else:
                 if header is not None:
-                    key = (header.series, name if header.multiframe else "")
+                    key = (header.series, header.patient, header.modality, name if header.multiframe else "")
                     groups.setdefault(key, []).append(header)
-    found = [_series(folder, headers) for headers in groups.values()]
+    several = [group[0] for group in groups.values() if group[0].multiframe]
+    found = [_series(folder, headers, _other_part(headers[0], several)) for headers in groups.values()]
     if broken:
         found.append(_broken(folder, broken))
     numbers = {one.path.name: group[0].number for one, group in zip(found, groups.values())}
@@ -224,7 +229,29 @@ def _broken(folder: Path, files: Sequence[tuple[str, ScanError]]) -> Series:
     return _unusable(folder, [name for name, _ in files], problem)
 
 
-def _series(folder: Path, headers: Sequence[Header]) -> Series:
+def _other_part(one: Header, others: Sequence[Header]) -> ScanError | None:
+    """A multi-frame file of the same series with other slices of the same volume makes both of them parts."""
+    if not (one.multiframe and one.series):
+        return None
+    for other in others:
+        same = (one.series, one.patient, one.modality) == (other.series, other.patient, other.modality)
+        if other is not one and same and _beside(one.planes, other.planes):
+            return ScanError(
+                f"is a part of a series, other slices of which lie in {other.file}",
+                cure="Export the series as one multi-frame file, or as one file for each slice.",
+            )
+    return None
+
+
+def _beside(some: Sequence[Plane], others: Sequence[Plane]) -> bool:
+    """Whether planes point the same way and none of one file lies where one of the other does."""
+    if not some or not others:
+        return False
+    alike = (some[0].orientation, some[0].size) == (others[0].orientation, others[0].size)
+    return alike and {plane.position for plane in some}.isdisjoint(plane.position for plane in others)
+
+
+def _series(folder: Path, headers: Sequence[Header], part: ScanError | None = None) -> Series:
     kept = [header for header in headers if not header.localizer]
     said: tuple[str, ...] = (f"{len(headers) - len(kept)} localizer image(s) in the series are passed over",)
     if len(kept) in (0, len(headers)):
@@ -233,12 +260,16 @@ def _series(folder: Path, headers: Sequence[Header]) -> Series:
         _check_images(kept)
         planes = [plane for header in kept for plane in header.planes]
         stack = stack_planes(planes)
+        if part is not None:
+            raise part
     except ScanError as problem:
         unusable = _unusable(folder, [header.file for header in headers], problem)
         return replace(unusable, uid=headers[0].series, patient=headers[0].patient)
     first = headers[0]
     names = list(dict.fromkeys(plane.file for plane in stack.planes))
-    inverted = ("its values are inverted, white is low (MONOCHROME1)",) if first.inverted else ()
+    turned = sum(header.inverted for header in kept)
+    if turned:
+        said += (f"{turned} of its files are shown inverted, white is low (MONOCHROME1); the values are as stored",)
     return Series(
         folder,
         _SEPARATOR.join(names),
@@ -250,7 +281,8 @@ def _series(folder: Path, headers: Sequence[Header]) -> Series:
         _frame_order(stack.planes) if first.multiframe else (),
         first.modality,
         first.patient,
-        (*stack.warnings, *said, *inverted),
+        (*stack.warnings, *said),
+        turned > 0,
         _stamp(folder, names),
     )
 
@@ -273,7 +305,7 @@ def _frame_order(planes: Sequence[Plane]) -> tuple[tuple[int, float, float], ...
 
 def _unusable(folder: Path, names: Sequence[str], problem: ScanError) -> Series:
     joined = _SEPARATOR.join(names)
-    return Series(folder, joined, "", "", problem, None, (0, 0), (), "", "", (), _stamp(folder, names))
+    return Series(folder, joined, "", "", problem, None, (0, 0), (), "", "", (), False, _stamp(folder, names))
 
 
 def _changed(folder: Path) -> int:
@@ -304,7 +336,7 @@ def _read_slices(series: Series, content: Content | None) -> Array:
     columns, rows = series.size
     stack = np.empty((len(files), rows, columns), dtype=np.int16)
     for index, file in enumerate(files):
-        plane = _compact(_pixels(file, (1, rows, columns), content))
+        plane = _compact(_pixels(file, (1, rows, columns), content, _own_rescale(series, file)))
         wider = np.result_type(stack.dtype, plane.dtype)
         stack = stack if stack.dtype == wider else stack.astype(wider)
         stack[index] = plane[0]
@@ -314,7 +346,8 @@ def _read_slices(series: Series, content: Content | None) -> Array:
 def _read_frames(series: Series, content: Content | None) -> Array:
     """(frames, rows, columns) in the order of space, each frame rescaled by its own values."""
     columns, rows = series.size
-    read = _pixels(series.path, None, content)
+    _, slope, intercept = min(series.planes)
+    read = _pixels(series.path, None, content, (slope, intercept))
     if (
         read.ndim != 3
         or read.shape[1:] != (rows, columns)
@@ -324,8 +357,7 @@ def _read_frames(series: Series, content: Content | None) -> Array:
     order = [frame for frame, _, _ in series.planes]
     if len({(slope, intercept) for _, slope, intercept in series.planes}) == 1:
         return _compact(read[order])
-    # GDCM rescales all frames by the values of the first in the file; undo that, and use those of each.
-    _, slope, intercept = min(series.planes)
+    # All frames were rescaled by the values of the first in the file; undo that, and use those of each.
     if slope == 0:
         raise ScanError(f"{series.path}: its values are rescaled by 0", cure=AGAIN)
     own = np.array([(s, i) for _, s, i in series.planes])[:, :, np.newaxis, np.newaxis]
@@ -333,28 +365,22 @@ def _read_frames(series: Series, content: Content | None) -> Array:
     return _compact(stored * own[:, 0] + own[:, 1])
 
 
-def _pixels(path: Path, shape: tuple[int, int, int] | None, content: Content | None) -> Array:
+def _pixels(
+    path: Path, shape: tuple[int, int, int] | None, content: Content | None, rescale: tuple[float, float]
+) -> Array:
     if content is not None:
         # First, so that SimpleITK finds the bytes in the memory of the system: it cannot be handed them.
         content.add_file(path)
-    read = attempt(path, lambda: _decoded(path))
-    if read.GetNumberOfComponentsPerPixel() > 1:
-        raise colours(path)
-    array: Array = SimpleITK.GetArrayFromImage(read)
+    array = decode(path, rescale)
     if shape is not None and array.shape != shape:
         raise ScanError(f"{path}: holds {times(array.shape)} pixels, and its header says {times(shape)}", cure=AGAIN)
     return array
 
 
-def _decoded(path: Path) -> Any:
-    try:
-        return SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO")
-    except RuntimeError as error:
-        # What GDCM says names its own objects alone.
-        raise ScanError(
-            f"{path}: its pixels cannot be read: the file is truncated or damaged, or its encoding is not known",
-            cure=AGAIN,
-        ) from error
+def _own_rescale(series: Series, path: Path) -> tuple[float, float]:
+    """Of a slice; only inverted ones need it, so it is read again for those."""
+    header = read_header(path) if series.inverted else None
+    return header.planes[0].rescale if header and header.planes else (1.0, 0.0)
 
 
 def _compact(array: Array) -> Array:

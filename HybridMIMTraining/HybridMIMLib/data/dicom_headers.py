@@ -29,7 +29,7 @@ _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "PatientID"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient"),
     *("PixelSpacing", "ImageOrientationPatient", "SpacingBetweenSlices", "SharedFunctionalGroupsSequence"),
-    *("PerFrameFunctionalGroupsSequence", *VOLUME_TAGS),
+    *("PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept", *VOLUME_TAGS),
 ]
 _PREAMBLE = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
@@ -53,7 +53,7 @@ class Plane:
         orientation: unit vectors along i and j, one behind the other, or None.
         spacing: along i and j, or None.
         gap: the distance between slices as the header has it, or None.
-        rescale: slope and intercept of the frame; (1, 0) in a file of one frame, whose reader applies them.
+        rescale: slope and intercept.
         tags: the values of :data:`VOLUME_TAGS`, as text.
     """
 
@@ -158,7 +158,8 @@ def _header(file: str, found: Dataset) -> Header:
     samples, photometric = int(found.get("SamplesPerPixel") or 1), str(found.get("PhotometricInterpretation") or "")
     planes: tuple[Plane, ...] = ()
     if found.get("Rows") and found.get("Columns"):
-        planes = tuple(_frames(file, found, frames)) if frames > 1 else (_plane(file, found),)
+        enhanced = frames > 1 or bool(found.get("PerFrameFunctionalGroupsSequence"))
+        planes = tuple(_frames(file, found, frames)) if enhanced else (_plane(file, found, found),)
     return Header(
         file,
         str(found.get("SeriesInstanceUID") or ""),
@@ -173,43 +174,32 @@ def _header(file: str, found: Dataset) -> Header:
     )
 
 
-def _plane(file: str, found: Dataset) -> Plane:
+def _plane(file: str, found: Dataset, values: Any, frame: int | None = None) -> Plane:
+    """``values`` are the header, or what the functional groups of a frame say."""
+    uid, slope = str(found.get("SOPInstanceUID") or file), _number(values.get("RescaleSlope"))
     return Plane(
+        file if frame is None else f"frame {frame + 1} of {file}",
         file,
-        file,
-        0,
-        str(found.get("SOPInstanceUID") or file),
+        frame or 0,
+        uid if frame is None else f"{uid} {frame}",
         (int(found.Columns), int(found.Rows)),
-        _vector(found.get("ImagePositionPatient"), 3),
-        _vector(found.get("ImageOrientationPatient"), 6),
-        _spacing(found.get("PixelSpacing")),
-        _number(found.get("SpacingBetweenSlices")),
-        (1.0, 0.0),
-        tuple(_text(found.get(name)) for name in VOLUME_TAGS),
+        _vector(values.get("ImagePositionPatient"), 3),
+        _vector(values.get("ImageOrientationPatient"), 6),
+        _spacing(values.get("PixelSpacing")),
+        _number(values.get("SpacingBetweenSlices")),
+        (1.0 if slope is None else slope, _number(values.get("RescaleIntercept")) or 0.0),
+        tuple(_text(values.get(name)) for name in VOLUME_TAGS),
     )
 
 
 def _frames(file: str, found: Dataset, count: int) -> Iterator[Plane]:
-    """The frames of an enhanced multi-frame file; of an older one, whose frames have no places, likewise without."""
+    """The frames of an enhanced file; of an older multi-frame one, whose frames have no places, likewise without."""
     shared = _flat((found.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
     groups = found.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * count
-    uid = str(found.get("SOPInstanceUID") or file)
+    # Legacy converted files of one frame have some values outside the groups.
+    outside = {one.keyword: one.value for one in found if one.VR != "SQ"} if count == 1 else {}
     for index, group in enumerate(groups[:count]):
-        values = {**shared, **_flat(group)}
-        slope, intercept = _number(values.get("RescaleSlope")), _number(values.get("RescaleIntercept"))
-        yield Plane(
-            f"frame {index + 1} of {file}",
-            file,
-            index,
-            f"{uid} {index}",
-            (int(found.Columns), int(found.Rows)),
-            _vector(values.get("ImagePositionPatient"), 3),
-            _vector(values.get("ImageOrientationPatient"), 6),
-            _spacing(values.get("PixelSpacing")),
-            _number(values.get("SpacingBetweenSlices")),
-            (1.0 if slope is None else slope, intercept or 0.0),
-            tuple(_text(values.get(name)) for name in VOLUME_TAGS),
-        )
+        yield _plane(file, found, {**outside, **shared, **_flat(group)}, index if count > 1 else None)
 
 
 def _flat(group: Dataset) -> dict[str, Any]:

@@ -12,27 +12,37 @@ from HybridMIMLib.data.itk import files_of_itk
 from HybridMIMLib.data.names import SUFFIXES, has_scan_suffix, is_passed_over, natural_key
 from HybridMIMLib.errors import DataError
 
+_CURE = "Ask for the right to read it."
 _DOUBLE_SUFFIXES = (".seg.nrrd", ".nii.gz")
 
 
-def find_scans(folder: Path) -> list[Path]:
+def find_scans(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
     """All scans in a folder and its subfolders, naturally sorted (2 before 10); one path a DICOM series.
 
     Folders that are links are followed, each folder once. Hidden and temporary files are passed over, and of DICOM
     what is no image. Of DICOM files the headers are read, of others nothing.
 
+    Args:
+        folder: where to look.
+        unreadable: a line is added for every subfolder that may not be read; the search goes on without it.
+
     Raises:
-        DataError: the folder does not exist, may not be read, or holds no scan.
+        DataError: the folder does not exist, may not be read, or holds no scan that may.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder", cure="Check the path, or choose another folder.")
     found: list[Path] = []
+    closed: list[str] = []
     series: list[Series] = []
-    for place, names in walk(folder):
+    for place, names in walk(folder, closed):
         found += [place / name for name in names if has_scan_suffix(name)]
         series += series_in(place, [name for name in names if not has_scan_suffix(name)])
     mark_parts(series)
     found += [one.path for one in series]
+    if unreadable is not None:
+        unreadable += closed
+    if not found and closed:
+        raise DataError(closed[0], cure=_CURE)
     if not found:
         raise DataError(
             f"no scan found in {folder}: formats are {', '.join(SUFFIXES)} and DICOM",
@@ -41,14 +51,26 @@ def find_scans(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk(folder: Path, unreadable: list[str] | None = None) -> Iterator[tuple[Path, list[str]]]:
     """Every folder below (and with) a folder, with the names of its files; hidden and temporary ones left out.
 
+    Args:
+        folder: where to begin.
+        unreadable: a line is added for every subfolder that may not be read; it is passed over.
+
     Raises:
-        DataError: a folder may not be read.
+        DataError: the folder itself may not be read.
     """
+
+    def pass_over(error: OSError) -> None:
+        text = f"{error.filename}: the folder cannot be read ({error.strerror})"
+        if os.fspath(error.filename) == os.fspath(folder):
+            raise DataError(text, cure=_CURE) from error
+        if unreadable is not None:
+            unreadable.append(text)
+
     seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=pass_over):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -82,10 +104,3 @@ def scan_name(path: Path) -> str:
 
 def _joined(*parts: str) -> str:
     return "_".join(part for part in parts if part)
-
-
-def _unreadable_folder(error: OSError) -> None:
-    raise DataError(
-        f"{error.filename}: the folder cannot be read ({error.strerror})",
-        cure="Ask for the right to read it.",
-    ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,21 @@ import numpy as np
 import SimpleITK
 
 from HybridMIMLib.data.grid import Affine, Array, Grid
-from HybridMIMLib.data.volume import LPS_TO_RAS, Content, Volume, attempt, check_pixel_type, colours, single_slice
+from HybridMIMLib.data.itk_headers import TextHeader, check_voxels_are_there, geometry_warnings, read_text_header
+from HybridMIMLib.data.volume import (
+    LPS_TO_RAS,
+    MOST_CHANNELS,
+    Content,
+    Volume,
+    attempt,
+    check_pixel_type,
+    colours,
+    single_slice,
+    vectors,
+)
+from HybridMIMLib.errors import ScanError
 
-_DETACHED = {".nhdr": rb"data ?file:\s*(.+)", ".mhd": rb"ElementDataFile\s*=\s*(.+)"}
-_LARGEST_HEADER = 1 << 16
+_VECTORS = {"covariant-vector", "normal", "3-vector", "3-gradient", "3-normal", "4-vector", "quaternion", "point"}
 
 
 def read_itk(path: Path, content: Content | None = None) -> Volume:
@@ -26,17 +36,18 @@ def read_itk(path: Path, content: Content | None = None) -> Volume:
         # First, so that SimpleITK finds the bytes in the memory of the system: it cannot be handed them.
         for file in files_of_itk(path):
             content.add_file(file)
+    header = attempt(path, lambda: read_text_header(path))
+    check_voxels_are_there(path, header)
     image = attempt(path, lambda: SimpleITK.ReadImage(str(path)))
     if "complex" in image.GetPixelIDTypeAsString():
         check_pixel_type(path, np.dtype(np.complex64))
     components = image.GetNumberOfComponentsPerPixel()
-    if components in (3, 4) and image.GetPixelID() == SimpleITK.sitkVectorUInt8:
-        raise colours(path)
+    _check_components(path, components, image.GetPixelIDTypeAsString(), header)
     if image.GetDimension() == 2:
         raise single_slice(path, image.GetSize())
     array = SimpleITK.GetArrayFromImage(image)
-    stacked = _is_stack(image) or (image.GetDimension() > 3 and image.GetSize()[3] > 1)
-    return Volume(_channels_first(array, image), _affine(image), stacked)
+    stacked = components > MOST_CHANNELS or _is_stack(image) or (image.GetDimension() > 3 and image.GetSize()[3] > 1)
+    return Volume(_channels_first(array, image), _affine(image), stacked, _warnings(path, image, header))
 
 
 def save_itk(path: Path, array: Array, grid: Grid) -> None:
@@ -51,17 +62,28 @@ def save_itk(path: Path, array: Array, grid: Grid) -> None:
 
 def files_of_itk(path: Path) -> tuple[Path, ...]:
     """The file, and the one that its voxels lie in where its header names one."""
-    pattern = _DETACHED.get(path.suffix.lower())
-    if pattern is None:
-        return (path,)
     try:
-        with path.open("rb") as handle:
-            found = re.search(pattern, handle.read(_LARGEST_HEADER), re.IGNORECASE)
-    except OSError:
+        header = read_text_header(path)
+    except (OSError, ScanError):
         return (path,)
-    data = path.parent / found[1].decode("utf-8", "surrogateescape").strip() if found else path
-    # A header may say LOCAL or LIST, or name its slices by a pattern; these are no files.
-    return (path, data) if data != path and data.is_file() else (path,)
+    is_other = header.data != path and not header.several and header.data.is_file()
+    return (path, header.data) if is_other else (path,)
+
+
+def _check_components(path: Path, components: int, kind: str, header: TextHeader) -> None:
+    """Several numbers in a voxel may be channels, but also colours or the coordinates of a vector."""
+    kinds = set(header.fields.get("kinds", "").lower().split())
+    if components in (3, 4) and "unsigned" in kind or any("color" in word for word in kinds):
+        raise colours(path)
+    if kinds & _VECTORS or any("matrix" in word for word in kinds):
+        raise vectors(path)
+
+
+def _warnings(path: Path, image: Any, header: TextHeader) -> tuple[str, ...]:
+    warnings = geometry_warnings(path, header)
+    if image.GetNumberOfComponentsPerPixel() == 3 and "float" in image.GetPixelIDTypeAsString():
+        warnings += ("its 3 numbers a voxel are taken for channels; remove it if they are vectors (a displacement)",)
+    return warnings
 
 
 def _is_stack(image: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from HybridMIMLib.data.grid import Array, Grid
 from HybridMIMLib.data.volume import (
     GRID_TOLERANCE,
+    MOST_CHANNELS,
     SPLIT,
     Content,
     Volume,
@@ -23,10 +24,13 @@ from HybridMIMLib.data.volume import (
     check_pixel_type,
     largest_shear,
     mm,
+    vectors,
 )
 from HybridMIMLib.errors import ScanError
 
 _ZOOM_TOLERANCE = 1e-3
+_VECTOR_INTENTS = range(1004, 1011)
+"""Matrices, displacements, vectors, points, triangles, quaternions."""
 
 
 def is_nifti(path: Path) -> bool:
@@ -43,6 +47,8 @@ def read_nifti(path: Path, content: Content | None = None) -> Volume:
     image = attempt(path, lambda: _image(path, content))
     check_pixel_type(path, image.get_data_dtype())
     array = attempt(path, lambda: np.asanyarray(image.dataobj))
+    if array.ndim > 4 and array.shape[4] > 1 and int(image.header["intent_code"]) in _VECTOR_INTENTS:
+        raise vectors(path)
     channels, stacked = _channels_first(path, array)
     affine = np.asarray(image.affine, dtype=np.float64)
     return Volume(channels, affine, stacked, _warnings(image), _modality(image))
@@ -75,7 +81,7 @@ def _channels_first(path: Path, array: Array) -> tuple[Array, bool]:
         raise ScanError(f"{path}: an array of {array.ndim} dimensions is no 3D image", cure=SPLIT)
     times, components = shape[3:5]
     stack = array.reshape(*shape[:3], times * components, order="F")
-    return np.moveaxis(stack, -1, 0), times > 1
+    return np.moveaxis(stack, -1, 0), times > 1 or components > MOST_CHANNELS
 
 
 def _modality(image: Any) -> str:

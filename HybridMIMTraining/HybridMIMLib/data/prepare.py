@@ -99,6 +99,8 @@ def prepare_folder(
     source = run.folder(name, f"the folder of {name} scans")
     if dataset is None:
         dataset = dataset_of(run, name)
+    for note in dataset.notes:
+        events.warning(note)
     facts = survey(dataset.cases, events, dataset.partial)
     if len(facts) < at_least:
         raise DataError(

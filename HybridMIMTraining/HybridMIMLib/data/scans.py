@@ -39,6 +39,7 @@ __all__ = [
 
 _WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
 _FEW_VOXELS = 8
+_USUAL_SPACING = (0.05, 50.0)
 _INTEGER_TOLERANCE = 1e-4
 _ONE_LAYER = (
     "Save one 3D label map, for example with Slicer's Segmentations module, Export to new labelmap; segments "
@@ -235,6 +236,9 @@ def _grid_warnings(grid: Grid) -> tuple[str, ...]:
             f"its axes are not at right angles, by {shear:.3g} degrees (a tilted gantry?); other programs may drop "
             "the shear"
         )
+    smallest, largest = min(grid.spacing), max(grid.spacing)
+    if smallest < _USUAL_SPACING[0] or largest > _USUAL_SPACING[1]:
+        warnings.append(f"its voxels of {mm(grid.spacing)} are hardly true; is the unit mm?")
     if min(grid.shape) < _FEW_VOXELS:
         warnings.append(f"only {min(grid.shape)} voxels along its shortest axis (voxels of {mm(grid.spacing)})")
     return tuple(warnings)

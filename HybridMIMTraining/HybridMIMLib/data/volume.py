@@ -23,6 +23,8 @@ SPLIT = (
 )
 GRID_TOLERANCE = 0.05
 """How far, in voxels, two grids may lie apart and still be one; see :meth:`Grid.same_as`."""
+MOST_CHANNELS = 4
+"""More numbers in a voxel are taken for volumes: diffusion or time, which formats do not tell from channels."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _BLOCK = 1 << 20
@@ -139,6 +141,14 @@ def colours(path: Path) -> ScanError:
     return ScanError(
         f"{path}: a colour (RGB) image",
         cure="Convert it to grey values, for example with Slicer's Vector to Scalar Volume module.",
+    )
+
+
+def vectors(path: Path) -> ScanError:
+    """The error of a displacement field, or of tensors."""
+    return ScanError(
+        f"{path}: holds vectors, as a displacement field does, not intensities",
+        cure="Remove it from the folder; if they are channels, save them without the intent or kind of a vector.",
     )
 
 

@@ -15,6 +15,7 @@ from pydicom.data.data_manager import DATA_ROOT
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -687,3 +688,153 @@ def test_folders_of_pydicom(name: str) -> None:
 def test_mr_of_one_class_is_told_by_its_header(tmp_path: Path) -> None:
     assert read_scan(found(write(tmp_path / "a", series(Modality="MR", SOPClassUID=MRImageStorage)))).modality == "MR"
     assert read_scan(found(write(tmp_path / "b", series(Modality="PT")))).modality == ""
+
+
+# --- pixels that are not there, or not what they seem -------------------------------------------------------
+
+
+def pointed(one: Dataset, pixels: bytes) -> Dataset:
+    one.PixelData = pixels
+    return one
+
+
+@pytest.mark.parametrize("keep", [0, 100, 2 * ROWS * COLUMNS - 2])
+def test_fewer_bytes_than_pixels_are_no_image(tmp_path: Path, keep: int) -> None:
+    planes = series()
+    pointed(planes[4], planes[4].PixelData[:keep])
+    words = f"06.dcm: its pixels cannot be read: {keep} of {2 * ROWS * COLUMNS} bytes are there"
+    with pytest.raises(ScanError, match=words):
+        read_scan(found(write(tmp_path, planes)))
+
+
+@pytest.mark.parametrize("cut", [2, 60])
+def test_a_file_that_ends_within_its_pixels_is_no_image(tmp_path: Path, cut: int) -> None:
+    file = write(tmp_path, series()) / "05.dcm"
+    file.write_bytes(file.read_bytes()[:-cut])
+    with pytest.raises(ScanError, match=r"05\.dcm: its pixels cannot be read: .* of 198 bytes are there"):
+        read_scan(found(tmp_path))
+
+
+def test_frames_that_are_not_there_are_counted(tmp_path: Path) -> None:
+    frames = [{"z": 2.0 * k} for k in range(8)]
+    refused(enhanced(tmp_path / "a" / "x.dcm", frames, voxels(6)), "1188 of 1584 bytes are there")
+    file = enhanced(tmp_path / "b" / "x.dcm", frames, voxels(8), packed=True) / "x.dcm"
+    one = pydicom.dcmread(file)
+    fragments = list(pydicom.encaps.generate_frames(one.PixelData, number_of_frames=8))
+    one.PixelData = pydicom.encaps.encapsulate(fragments[:6])
+    one.save_as(file)
+    refused(file.parent, "6 of 8 compressed frames are there")
+
+
+@pytest.mark.parametrize("cut", [10, 400])
+def test_compressed_frames_that_end_early_are_named(tmp_path: Path, cut: int) -> None:
+    frames = [{"z": 2.0 * k} for k in range(8)]
+    file = enhanced(tmp_path / "x.dcm", frames, voxels(8), packed=True) / "x.dcm"
+    file.write_bytes(file.read_bytes()[:-cut])
+    refused(tmp_path, "x.dcm: its pixels cannot be read: it ends within compressed frame")
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (0.5, 3)])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("signed", "bits"), [(0, 16), (0, 12), (1, 16)])
+def test_inverted_values_are_as_stored(
+    tmp_path: Path, signed: int, bits: int, packed: bool, slope: float, intercept: float
+) -> None:
+    stored = voxels() - 500 * signed
+    planes = series(PhotometricInterpretation="MONOCHROME1", PixelRepresentation=signed, BitsStored=bits,
+                    HighBit=bits - 1, RescaleSlope=slope, RescaleIntercept=intercept)  # fmt: skip
+    for one, pixels in zip(planes, stored):
+        pointed(one, pixels.astype("<i2").tobytes())
+        if packed:
+            one.compress(RLELossless)
+    scan = read_scan(found(write(tmp_path, planes)))
+    assert np.array_equal(scan.array[0], stored.transpose(2, 1, 0) * slope + intercept)
+    assert scan.array.dtype == (np.int16 if slope == 1 else np.float32)
+    assert "10 of its files are shown inverted" in scan.warnings[0]
+
+
+def test_inverted_slices_among_others_are_as_stored_too(tmp_path: Path) -> None:
+    planes = series()
+    for one in planes[3:]:
+        one.PhotometricInterpretation = "MONOCHROME1"
+    scan = read_scan(found(write(tmp_path, planes)))
+    assert np.array_equal(scan.array[0], voxels().transpose(2, 1, 0) - 1024)
+    assert "7 of its files are shown inverted" in scan.warnings[0]
+
+
+def test_inverted_values_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
+    for k in range(3):
+        one = pydicom.dcmread(TEST_FILES / "MR_small_jp2klossless.dcm")
+        one.ImagePositionPatient[2], one.PhotometricInterpretation = 6.6406 + k, "MONOCHROME1"
+        one.SOPInstanceUID = generate_uid()
+        one.save_as(tmp_path / f"{k}.dcm")
+    refused(tmp_path, "inverted (MONOCHROME1) and compressed (JPEG 2000")
+
+
+# --- what must not become one volume ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tag", ["PatientID", "Modality"])
+@pytest.mark.parametrize("with_uid", [True, False])
+def test_patients_and_modalities_are_never_mixed(tmp_path: Path, tag: str, with_uid: bool) -> None:
+    planes = series(20)
+    for k, one in enumerate(planes):
+        setattr(one, tag, ("CT", "MR")[k >= 10])
+        if not with_uid:
+            del one.SeriesInstanceUID
+    scans = [read_scan(path) for path in find_scans(write(tmp_path, planes, "{:02}".format))]
+    assert [scan.array.shape[-1] for scan in scans] == [10, 10]
+    assert {scan.patient if tag == "PatientID" else scan.modality for scan in scans} == {"CT", "MR"}
+
+
+def test_two_patients_of_one_uid_in_two_folders_are_no_parts(tmp_path: Path) -> None:
+    planes = series(20)
+    for k, one in enumerate(planes):
+        one.PatientID = f"P{k // 10}"
+    write(tmp_path / "a", planes[:10])
+    write(tmp_path / "b", planes[10:])
+    assert [read_scan(path).patient for path in find_scans(tmp_path)] == ["P0", "P1"]
+
+
+def same_series(folder: Path) -> None:
+    for file in folder.iterdir():
+        one = pydicom.dcmread(file)
+        one.SeriesInstanceUID = "1.2.3"
+        one.save_as(file)
+
+
+def test_multiframe_files_of_one_series_are_parts_or_volumes(tmp_path: Path) -> None:
+    for name, first in (("one.dcm", 0), ("two.dcm", 8)):
+        enhanced(tmp_path / "parts" / name, [{"z": first + k} for k in range(8)], voxels(8))
+        enhanced(tmp_path / "times" / name, [{"z": k} for k in range(8)], voxels(8))
+    same_series(tmp_path / "parts")
+    same_series(tmp_path / "times")
+    for path, other in zip(find_scans(tmp_path / "parts"), ("two.dcm", "one.dcm")):
+        with pytest.raises(ScanError, match=f"is a part of a series, other slices of which lie in {other}"):
+            read_scan(path)
+    assert [read_scan(path).array.shape[-1] for path in find_scans(tmp_path / "times")] == [8, 8]
+
+
+def test_enhanced_files_of_one_frame_make_a_series(tmp_path: Path) -> None:
+    for k, pixels in enumerate(voxels()):
+        enhanced(tmp_path / f"{k}.dcm", [{"z": 2 * k, "slope": 2, "intercept": -5}], pixels[np.newaxis])
+    same_series(tmp_path)
+    scan = read_scan(found(tmp_path))
+    assert np.array_equal(scan.array[0], voxels().transpose(2, 1, 0) * 2 - 5)
+    assert np.allclose(scan.grid.affine, [[-0.7, 0, 0, 10], [0, -0.5, 0, 20], [0, 0, 2, 0], [0, 0, 0, 1]])
+
+
+def test_pixels_of_deflated_and_headless_files_are_counted(tmp_path: Path) -> None:
+    deflated, bare = series(), series()
+    for one in deflated:
+        one.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    assert np.array_equal(read_scan(found(write(tmp_path / "a", deflated))).array[0, :, :, 0].T + 1024, voxels()[0])
+    pointed(deflated[2], deflated[2].PixelData[:50])
+    refused_by(write(tmp_path / "b", deflated), "50 of 198 bytes are there")
+    del bare[3].PixelData
+    refused_by(write(tmp_path / "c", bare), "07.dcm: its pixels cannot be read: it holds none")
+
+
+def refused_by(folder: Path, words: str) -> None:
+    with pytest.raises(ScanError, match=words):
+        read_scan(found(folder))

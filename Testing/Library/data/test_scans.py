@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import SimpleITK
 
 from HybridMIMLib.data.grid import Grid
+from HybridMIMLib.data.itk_headers import check_voxels_are_there, read_text_header
 from HybridMIMLib.data.scans import (
     files_of,
     find_scans,
@@ -543,3 +545,186 @@ def test_images_return_as_written(tmp_path: Path) -> None:
     scan = read_scan(tmp_path / "a.nii.gz")
     assert np.array_equal(scan.array[0], voxels())
     assert scan.grid.same_as(Grid(SHAPE, LEFT_HANDED), 1e-4)
+
+
+# --- voxels that are not all there, in NRRD and MetaImage ---------------------------------------------------
+
+NRRD = (
+    "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 9 10 11\n"
+    "space directions: (1,0,0) (0,2,0) (0,0,3)\nkinds: domain domain domain\nendian: little\nencoding: raw\n"
+    "space origin: (0,0,0)\n"
+)
+META = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n"
+    "ElementSpacing = 1 2 3\nDimSize = 9 10 11\nElementType = MET_SHORT\n"
+)
+
+
+def raw(array: np.ndarray | None = None) -> bytes:
+    return (voxels() if array is None else array).tobytes("F")
+
+
+def save_text(path: Path, header: str, data: bytes = b"") -> Path:
+    path.write_bytes(header.encode() + data)
+    return path
+
+
+def itk_files(folder: Path, suffix: str, packed: bool) -> tuple[Path, Path]:
+    """A header and the file with its voxels; noise, so that compressed ones are long."""
+    image = SimpleITK.GetImageFromArray(np.random.default_rng(0).integers(-999, 999, (30, 31, 32)).astype(np.int16))
+    SimpleITK.WriteImage(image, str(folder / f"a{suffix}"), packed)
+    path = folder / f"a{suffix}"
+    return path, next((file for file in folder.iterdir() if file != path), path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_voxels_are_counted_to_the_last(tmp_path: Path, suffix: str, packed: bool) -> None:
+    path, data = itk_files(tmp_path, suffix, packed)
+    assert read_scan(path).array.shape == (1, 32, 31, 30)
+    assert set(files_of(path)) == {path, data}
+    content = data.read_bytes()
+    for cut in (1, 9, len(content) // 3):
+        data.write_bytes(content[:-cut])
+        with pytest.raises(ScanError, match="truncated or damaged"):
+            read_scan(path)
+
+
+@pytest.mark.parametrize("where", [0.3, 0.7, 0.999])
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_compressed_voxels_are_read_to_their_checksum(tmp_path: Path, suffix: str, where: float) -> None:
+    path, data = itk_files(tmp_path, suffix, True)
+    content = bytearray(data.read_bytes())
+    content[int(len(content) * where)] ^= 0xFF
+    data.write_bytes(content)
+    with pytest.raises(ScanError, match="truncated or damaged"):
+        read_scan(path)
+
+
+def test_a_detached_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    path, data = itk_files(tmp_path, ".mhd", False)
+    data.unlink()
+    refused(path, f"there is no file {data.name}")
+
+
+def test_a_header_that_does_not_end(tmp_path: Path) -> None:
+    refused(save_text(tmp_path / "a.mha", META), "header is truncated or damaged")
+    refused(save_text(tmp_path / "a.nrrd", "NRRD0004\ntype: short\n"), "header is truncated or damaged")
+    refused(save_text(tmp_path / "b.nrrd", META), "header is truncated or damaged, or of another format")
+
+
+def test_many_gzip_members_text_and_skipped_bytes_are_counted(tmp_path: Path) -> None:
+    packed = gzip.compress(raw()[:500]) + gzip.compress(raw()[500:])
+    header = NRRD.replace("encoding: raw", "encoding: gzip")
+    assert check_bytes(save_text(tmp_path / "members.nrrd", header + "\n", packed))
+    assert not check_bytes(save_text(tmp_path / "short.nrrd", header + "\n", gzip.compress(raw()[:-2])))
+    (tmp_path / "a.raw").write_bytes(bytes(7) + raw())
+    skipping = NRRD + "byte skip: 7\ndata file: a.raw\n"
+    assert np.array_equal(read_scan(save_text(tmp_path / "skip.nhdr", skipping)).array[0], voxels())
+    refused(save_text(tmp_path / "far.nhdr", skipping.replace("skip: 7", "skip: 8")), "1979 of 1980 bytes of a.raw")
+    numbers = " ".join(str(value) for value in voxels().ravel("F")).encode()
+    text = NRRD.replace("encoding: raw", "encoding: ascii").replace("endian: little\n", "") + "\n"
+    assert np.array_equal(read_scan(save_text(tmp_path / "text.nrrd", text, numbers)).array[0], voxels())
+
+
+def test_bzip2_is_read_to_its_checksum(tmp_path: Path) -> None:
+    header, packed = NRRD.replace("encoding: raw", "encoding: bzip2") + "\n", bytearray(bz2.compress(raw()))
+    assert check_bytes(save_text(tmp_path / "a.nrrd", header, bytes(packed)))
+    packed[len(packed) // 2] ^= 0xFF
+    refused(save_text(tmp_path / "b.nrrd", header, bytes(packed)))
+    assert not check_bytes(tmp_path / "b.nrrd")
+
+
+def check_bytes(path: Path) -> bool:
+    try:
+        check_voxels_are_there(path, read_text_header(path))
+    except ScanError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mhd", META + "ElementDataFile = LIST\n" + "".join(f"s{k:03}.raw\n" for k in range(11))),
+        ("b.mhd", META + "ElementDataFile = s%03d.raw 0 10 1\n"),
+        ("c.nhdr", NRRD + "data file: LIST\n" + "".join(f"s{k:03}.raw\n" for k in range(11))),
+        ("d.nhdr", NRRD + "data file: s%03d.raw 0 10 1\n"),
+    ],
+)
+def test_slices_in_files_of_their_own_are_refused(tmp_path: Path, name: str, header: str) -> None:
+    for k in range(11):
+        (tmp_path / f"s{k:03}.raw").write_bytes(voxels()[:, :, k].tobytes("F"))
+    refused(save_text(tmp_path / name, header), "its slices lie in files of their own", "Save it as one file")
+    assert files_of(tmp_path / name) == (tmp_path / name,)
+
+
+# --- geometry that is not there, and numbers that are no channels -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "words"),
+    [
+        ("a.nrrd", NRRD, ()),
+        ("b.nrrd", NRRD.replace("left-posterior", "right-anterior"), ()),
+        ("c.nrrd", NRRD.replace("left-posterior-superior", "scanner-xyz"), ("scanner-xyz, taken for LPS",)),
+        (
+            "d.nrrd",
+            NRRD.replace("space: left-posterior-superior\n", "").replace("space origin: (0,0,0)\n", "")
+            .replace("space directions: (1,0,0) (0,2,0) (0,0,3)", "spacings: 1 2 3"),
+            ("stores no orientation",),
+        ),
+        (
+            "e.nrrd",
+            NRRD.replace("space: left-posterior-superior\n", "").replace("space origin: (0,0,0)\n", "")
+            .replace("space directions: (1,0,0) (0,2,0) (0,0,3)\n", ""),
+            ("stores no voxel size", "stores no orientation"),
+        ),
+        ("f.mha", META + "ElementDataFile = LOCAL", ()),
+        ("g.mha", META.replace("ElementSpacing", "ElementSize") + "ElementDataFile = LOCAL", ()),
+        ("h.mha", META.replace("ElementSpacing = 1 2 3\n", "") + "ElementDataFile = LOCAL", ("no voxel size",)),
+        ("i.nrrd", NRRD.replace("(1,0,0)", "(0.001,0,0)"), ("hardly true",)),
+        ("j.mha", META.replace("1 2 3", "1 2 51") + "ElementDataFile = LOCAL", ("hardly true",)),
+    ],
+)  # fmt: skip
+def test_geometry_that_is_missing_or_odd_is_told(tmp_path: Path, name: str, header: str, words: tuple[str]) -> None:
+    scan = read_scan(save_text(tmp_path / name, header + "\n", raw()))
+    assert len(scan.warnings) == len(words)
+    assert all(word in text for word, text in zip(words, scan.warnings))
+
+
+@pytest.mark.parametrize(("spacing", "odd"), [(0.049, True), (0.051, False), (49.9, False), (50.1, True)])
+def test_spacing_that_is_hardly_true_is_told(tmp_path: Path, spacing: float, odd: bool) -> None:
+    scan = read_scan(save_nifti(tmp_path / "a.nii", voxels(), np.diag([spacing, 1, 1, 1])))
+    assert ["is the unit mm?" in text for text in scan.warnings] == [True] * odd
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("count", [3, 4])
+def test_unsigned_triples_are_colours(tmp_path: Path, dtype: str, count: int) -> None:
+    for name in ("a.nrrd", "a.mha"):
+        refused(save_itk(tmp_path / name, voxels(dtype, (*SHAPE, count)), vector=True), "colour")
+
+
+def test_vectors_are_no_channels(tmp_path: Path) -> None:
+    path = save_itk(tmp_path / "a.nrrd", voxels("float32", (*SHAPE, 3)), vector=True)
+    assert "3 numbers a voxel" in read_scan(path).warnings[0]
+    path.write_bytes(path.read_bytes().replace(b"kinds: vector", b"kinds: covariant-vector"))
+    refused(path, "holds vectors")
+    image = nibabel.Nifti1Image(voxels("float32", (*SHAPE, 1, 3)), OBLIQUE)
+    for intent in ("vector", "displacement vector"):
+        image.header.set_intent(intent)
+        nibabel.save(image, tmp_path / "a.nii.gz")
+        refused(tmp_path / "a.nii.gz", "holds vectors", "Remove it")
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii.gz"])
+def test_more_than_four_numbers_a_voxel_are_volumes(tmp_path: Path, name: str) -> None:
+    def save(count: int) -> Path:
+        if name.endswith("gz"):
+            return save_nifti(tmp_path / name, voxels("int16", (*SHAPE, 1, count)))
+        return save_itk(tmp_path / name, voxels("int16", (*SHAPE, count)), vector=True)
+
+    assert read_scan(save(4)).array.shape == (4, *SHAPE)
+    refused(save(5), "5 volumes (4D)")
+    refused(save(12), "12 volumes (4D)")

@@ -184,10 +184,16 @@ def dice_on(cases: Path, model: Path) -> dict[str, float]:
 
 def test_a_list_says_what_was_annotated(tmp_path: Path) -> None:
     cases = write_blobs(tmp_path / "cases", 3, labelled=True)
+    file = cases / "labels" / "blob_2.nii.gz"
+    label = read_label_map(file)
     rows = ["image,label,annotated", *(f"images/blob_{n}.nii.gz,labels/blob_{n}.nii.gz,{a}" for n, a in
             enumerate(("Bright;Dark", "", "Dark")))]  # fmt: skip
     (cases / "cases.csv").write_text("\n".join(rows))
-    found = survey(open_dataset(cases / "cases.csv", labelled=True).cases, EventLog())
+    listed = open_dataset(cases / "cases.csv", labelled=True)
+    with pytest.raises(LabelError, match=r"blob_2.nii.gz: holds label 1, which the list of cases says"):
+        survey(listed.cases, EventLog())
+    write_label_map(file, np.where(label.array == 2, 2, 0).astype(np.uint8), label.grid)
+    found = survey(listed.cases, EventLog())
     assert [facts.annotated for facts in found] == [{1, 2}, None, {2}]
     result = finetune(labelled=str(cases / "cases.csv"), output=str(tmp_path / "run"), **TINY)
     assert set(result["validation"]) == {"Bright", "Dark", "mean"}

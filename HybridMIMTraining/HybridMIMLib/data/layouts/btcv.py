@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from HybridMIMLib.data.classes import Naming, make_naming
-from HybridMIMLib.data.layouts.cases import Case, check_unique, no_labels, some
+from HybridMIMLib.data.layouts.cases import Case, check_unique_files, no_labels, some
 from HybridMIMLib.data.layouts.source import Source
 from HybridMIMLib.data.scans import scan_name
 from HybridMIMLib.errors import DataError
@@ -20,6 +20,9 @@ ORGANS = ("spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "
           "inferior vena cava", "portal vein and splenic vein", "pancreas", "right adrenal gland",
           "left adrenal gland")  # fmt: skip
 """Of the labels 1 to 13, in the order of the challenge."""
+
+LEAST_MET = 10
+"""Other sets are called so, too. A set whose label maps hold fewer of the organs is not taken for BTCV."""
 
 _IMAGE = re.compile(r"img([0-9]{4})|(DET[0-9]+)_avg")
 _LABEL = re.compile(r"label([0-9]{4})|(DET[0-9]+)_avg_seg")
@@ -45,9 +48,10 @@ def read(source: Source, labelled: bool) -> list[Case]:
     Raises:
         DataError: an image for training has no label, or a label no image, or a number is there twice.
     """
-    images = _numbered(source, _parts(source, "images"), _IMAGE)
     if not labelled:
-        return [Case(scan_name(path), (path,), None, number) for number, path in images.items()]
+        found = _find(source, _parts(source, "images"), _IMAGE)
+        return [Case(scan_name(path), (path,), None, number) for number, path in found]
+    images = _numbered(source, _parts(source, "images"), _IMAGE)
     labels = _numbered(source, _parts(source, "labels"), _LABEL)
     if not labels:
         raise no_labels(source.folder, "has img#### but no label####")
@@ -66,12 +70,15 @@ def _parts(source: Source, kind: str) -> list[str]:
     return [part for part in parts if source.has(part)]
 
 
+def _find(source: Source, parts: list[str], pattern: re.Pattern[str]) -> list[tuple[str, Path]]:
+    paths = (path for part in parts for path in source.scans(part))
+    matches = ((pattern.fullmatch(scan_name(path)), path) for path in paths)
+    return [(match[1] or match[2], path) for match, path in matches if match]
+
+
 def _numbered(source: Source, parts: list[str], pattern: re.Pattern[str]) -> dict[str, Path]:
-    found = []
-    for path in (path for part in parts for path in source.scans(part)):
-        if match := pattern.fullmatch(scan_name(path)):
-            found.append((match[1] or match[2], path))
-    check_unique(source.folder, [scan_name(path) for _, path in found], "scans")
+    found = _find(source, parts, pattern)
+    check_unique_files(source.folder, [(scan_name(path), (path,)) for _, path in found], "scans")
     return dict(found)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.data.classes import LabelClass, Naming, Region
+from HybridMIMLib.data.names import SUFFIXES, natural_key
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.files import read_json
 
@@ -50,6 +52,8 @@ class Dataset:
             it is absent. It holds for the cases that do not say themselves what was annotated.
         customary: what labels mean where this layout is customary, written nowhere in the folder; the classes and
             regions above are the first of these, and :func:`named_for_labels` tells whether they fit.
+        least_met: how many of their labels the set has to hold for them to fit.
+        notes: what its user should be told: files that were passed over, folders that cannot be read.
     """
 
     cases: tuple[Case, ...]
@@ -59,6 +63,8 @@ class Dataset:
     regions: tuple[Region, ...] = ()
     partial: bool = False
     customary: tuple[Naming, ...] = ()
+    least_met: int = 0
+    notes: tuple[str, ...] = ()
 
     def annotated_in(self, case: Case, present: Iterable[int]) -> frozenset[int] | None:
         """The labels that were annotated in a case; None: all.
@@ -100,9 +106,61 @@ def check_unique(place: Path, names: Iterable[str], what: str) -> None:
     """Raises:
     DataError: one of the names is there twice.
     """
-    for name, count in Counter(names).most_common(1):
-        if count > 1:
-            raise DataError(f"{place}: {count} {what} have the name {name}", cure="Rename or remove all but one.")
+    for name, times in Counter(names).most_common(1):
+        if times > 1:
+            raise DataError(f"{place}: {times} {what} have the name {name}", cure="Rename or remove all but one.")
+
+
+def check_unique_files(place: Path, named: Iterable[tuple[str, tuple[Path, ...]]], what: str) -> None:
+    """Raises:
+    DataError: one of the names, each with its files, is there twice; the files are listed.
+    """
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for name, files in named:
+        groups[name].append(files[0])
+    for name, paths in groups.items():
+        if len(paths) > 1:
+            listed = some([_below(place, path) for path in paths])
+            raise DataError(
+                f"{place}: {len(paths)} {what} have the name {name}: {listed}", cure="Rename or remove all but one."
+            )
+
+
+def unique_names(cases: Iterable[Case]) -> list[Case]:
+    """Cases without labels, with names that tell them apart: nothing but the scan belongs to such a name.
+
+    Those of one name get what their files end with, as ``a_nii`` and ``a_nrrd``; where these are the same, too, the
+    first keeps its name and the others are numbered from 2.
+    """
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        groups[case.name].append(case)
+    taken = set(groups)
+    return [case for name, group in groups.items() for case in _told_apart(name, group, taken)]
+
+
+def _told_apart(name: str, group: list[Case], taken: set[str]) -> list[Case]:
+    if len(group) == 1:
+        return group
+    ends = [f"{name}_{_ending(case.images[0])}" for case in group]
+    if len(set(ends)) == len(ends) and taken.isdisjoint(ends) and not any(end.endswith("_") for end in ends):
+        taken.update(ends)
+        return [replace(case, name=end) for case, end in zip(group, ends)]
+    first, *others = sorted(group, key=lambda case: natural_key(case.images[0].as_posix()))
+    numbered = (f"{name}_{number}" for number in count(2))
+    free = [replace(case, name=next(one for one in numbered if one not in taken)) for case in others]
+    taken.update(case.name for case in free)
+    return [first, *free]
+
+
+def _ending(path: Path) -> str:
+    """``nii_gz`` of ``a.nii.gz``; nothing of a file without a known suffix."""
+    suffixes = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
+    return max(suffixes, key=len, default="").lstrip(".").replace(".", "_")
+
+
+def _below(place: Path, path: Path) -> str:
+    return path.relative_to(place).as_posix() if place in path.parents else str(path)
 
 
 def check_none_left(names: list[str], one: str, other: str, place: Path) -> None:

@@ -71,6 +71,8 @@ def classes_from_labels(values: Iterable[int]) -> tuple[LabelClass, ...]:
 def named_for_labels(dataset: Dataset, met: Iterable[int]) -> Dataset:
     """The data set with the first customary names that know every label met; without any, where none do.
 
+    Nor has it any where fewer labels were met than such a set has (:attr:`Dataset.least_met`).
+
     Names that are written in the data set stay: a label that they do not know is an error to be told.
 
     Args:
@@ -81,7 +83,7 @@ def named_for_labels(dataset: Dataset, met: Iterable[int]) -> Dataset:
         return dataset
     labels = {int(value) for value in met} - {0}
     fitting = (one for one in dataset.customary if labels <= {c.label for c in one.classes})
-    naming = next(fitting, Naming())
+    naming = next(fitting, Naming()) if len(labels) >= dataset.least_met else Naming()
     return replace(dataset, classes=naming.classes, regions=naming.regions)
 
 

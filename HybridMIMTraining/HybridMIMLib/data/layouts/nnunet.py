@@ -2,7 +2,8 @@
 
 ``imagesTr/CASE_0000.nii.gz`` is the first channel of a case, ``labelsTr/CASE.nii.gz`` its label map. A
 ``dataset.json`` names channels and labels, and may list the files of each case as ``dataset``. Without it, too, the
-number at the end of a file counts as channel where every file has one.
+number at the end of a file counts as channel where every file has one and the label maps are called without it, or,
+without label maps, where there are several cases: ``scan_0000``, ``scan_0001`` alone are two scans.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from HybridMIMLib.data.layouts.cases import Case, some
 from HybridMIMLib.data.layouts.pairs import with_labels
 from HybridMIMLib.data.layouts.rows import CaseList
-from HybridMIMLib.data.layouts.source import Source
+from HybridMIMLib.data.layouts.source import Source, patients_by_folder
 from HybridMIMLib.errors import DataError
 
 _NAME = re.compile(r"(.+)_([0-9]{4})")
@@ -39,12 +40,15 @@ def read(source: Source, labelled: bool) -> list[Case]:
     """
     if "dataset" in source.description:
         return _listed(source, labelled)
-    found = _cases(source, "imagesTr")
     if labelled:
-        return with_labels(source, found)
-    if source.has("imagesTs"):
-        found += _cases(source, "imagesTs")
-    return [Case(name, files, None) for name, files in found]
+        return with_labels(source, _cases(source, "imagesTr"))
+    return [case for part in ("imagesTr", "imagesTs") if source.has(part) for case in _without_labels(source, part)]
+
+
+def _without_labels(source: Source, part: str) -> list[Case]:
+    found = _cases(source, part)
+    patients = patients_by_folder(source.place(part), [files[0] for _, files in found])
+    return [Case(name, files, None, patient) for (name, files), patient in zip(found, patients)]
 
 
 def _listed(source: Source, labelled: bool) -> list[Case]:
@@ -56,7 +60,12 @@ def _listed(source: Source, labelled: bool) -> list[Case]:
 def _all_have_channels(source: Source) -> bool:
     names = [name for name, _ in _images(source, "imagesTr")]
     cases = {name[:-5] for name in names if name.endswith("_0000")}
-    return all(_NAME.fullmatch(name) and name[:-5] in cases for name in names)
+    if not all(_NAME.fullmatch(name) and name[:-5] in cases for name in names):
+        return False
+    if not source.has("labelsTr"):
+        return len(cases) > 1
+    labels = {name for name, _ in source.named("labelsTr")}
+    return not cases.isdisjoint(labels) and labels.isdisjoint(names)
 
 
 def _images(source: Source, part: str) -> list[tuple[str, Path]]:
@@ -66,7 +75,7 @@ def _images(source: Source, part: str) -> list[tuple[str, Path]]:
         named = [(name, path) for name, path in named if path.name.lower().endswith(ending.lower())]
     if not named:
         raise DataError(
-            f"{source.folder / part}: no scan ends with {ending}, the file_ending in dataset.json",
+            f"{source.place(part)}: no scan ends with {ending}, the file_ending in dataset.json",
             cure="Correct file_ending, or convert the scans.",
         )
     return named
@@ -89,7 +98,7 @@ def _cases(source: Source, part: str) -> list[tuple[str, tuple[Path, ...]]]:
     wanted = source.description.get("channel_names")
     count = len(wanted) if isinstance(wanted, dict) else max(len(channels) for channels in groups.values())
     for name, channels in groups.items():
-        _check_channels(source.folder / part, name, channels, count)
+        _check_channels(source.place(part), name, channels, count)
     return [(name, tuple(channels[key] for key in sorted(channels))) for name, channels in groups.items()]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from HybridMIMLib.config import Run
 from HybridMIMLib.data.classes import Naming
 from HybridMIMLib.data.layouts import brats, btcv, decathlon, nnunet, pairs, plain
-from HybridMIMLib.data.layouts.cases import Case, Dataset, check_unique, no_labels
+from HybridMIMLib.data.layouts.cases import Case, Dataset, check_unique_files, no_labels, unique_names
 from HybridMIMLib.data.layouts.listed import read_list
 from HybridMIMLib.data.layouts.source import Source
 from HybridMIMLib.data.scans import natural_key
@@ -26,6 +26,7 @@ class _Layout:
         lacks: what a folder lacks to be in it; nothing if it is.
         read: the cases, from the folder and whether labels are wanted.
         customary: what its labels mean where the folder does not say.
+        least_met: as in :class:`Dataset`.
     """
 
     name: str
@@ -33,16 +34,18 @@ class _Layout:
     lacks: Callable[[Source], str]
     read: Callable[[Source, bool], list[Case]]
     customary: Callable[[Source], tuple[Naming, ...]] = lambda source: ()
+    least_met: int = 0
 
 
 _LAYOUTS = (
     # What lists its cases, or keeps them in known folders, comes before what is told by the names of all scans.
     _Layout("msd", "MSD", decathlon.lacks, decathlon.read),
     _Layout("nnunet", "nnU-Net", nnunet.lacks, nnunet.read),
-    _Layout("btcv", "BTCV", btcv.lacks, btcv.read, btcv.customary),
+    _Layout("btcv", "BTCV", btcv.lacks, btcv.read, btcv.customary, btcv.LEAST_MET),
     _Layout("images-labels", "images/ and labels/", pairs.lacks, pairs.read),
     _Layout("brats", "BraTS", brats.lacks, brats.read, brats.customary),
 )
+_PLAIN = _Layout("folder", "a folder of scans", lambda source: "", lambda source, labelled: plain.read(source))
 
 
 def dataset_of(run: Run, name: str) -> Dataset:
@@ -65,38 +68,40 @@ def open_dataset(place: Path, labelled: bool, missing_labels: str = "absent") ->
 
     Raises:
         DataError: the folder does not exist, has no scan, lists a file that is missing, has an image without
-            label or a label without image, two cases of one name, or class names that cannot be read; or labels
-            are wanted and no layout that has them fits.
+            label or a label without image, two labelled cases of one name, or class names that cannot be read; or
+            labels are wanted and no layout that has them fits.
     """
     place = Path(place)
     if place.is_file():
         layout, cases, naming, partial = read_list(place, labelled)
-        customary: tuple[Naming, ...] = ()
+        dataset = Dataset(tuple(cases), naming.classes, layout, place, naming.regions, partial)
     elif place.is_dir():
-        layout, cases, naming, partial, customary = _read_folder(Source(place), labelled)
+        dataset = _read_folder(Source(place), labelled)
     else:
         raise DataError(f"{place}: no such folder", cure="Check the path, or choose another folder.")
-    check_unique(place, [case.name for case in cases], "cases")
-    return Dataset(
-        tuple(sorted(cases, key=lambda case: natural_key(case.name))),
-        naming.classes,
-        layout,
-        place,
-        naming.regions,
-        partial or missing_labels == "unannotated",
-        customary,
-    )
+    cases = list(dataset.cases) if labelled else unique_names(dataset.cases)
+    check_unique_files(place, [(case.name, case.images) for case in cases], "cases")
+    cases.sort(key=lambda case: natural_key(case.name))
+    return replace(dataset, cases=tuple(cases), partial=dataset.partial or missing_labels == "unannotated")
 
 
-def _read_folder(source: Source, labelled: bool) -> tuple[str, list[Case], Naming, bool, tuple[Naming, ...]]:
-    naming, tried = source.naming, []
+def _read_folder(source: Source, labelled: bool) -> Dataset:
+    tried = []
     for layout in _LAYOUTS:
         lack = layout.lacks(source)
         if not lack:
-            customary = () if naming.classes else layout.customary(source)
-            named = customary[0] if customary else naming
-            return layout.name, layout.read(source, labelled), named, source.partial, customary
+            return _read_as(layout, source, labelled)
         tried.append(f"{layout.title}: {lack}")
     if labelled:
         raise no_labels(source.folder, f"has no labels that belong to images ({'; '.join(tried)})")
-    return "folder", plain.read(source), naming, source.partial, ()
+    return _read_as(_PLAIN, source, labelled)
+
+
+def _read_as(layout: _Layout, source: Source, labelled: bool) -> Dataset:
+    customary = () if source.naming.classes else layout.customary(source)
+    naming = customary[0] if customary else source.naming
+    cases = tuple(layout.read(source, labelled))
+    return Dataset(
+        cases, naming.classes, layout.name, source.folder, naming.regions, source.partial, customary,
+        layout.least_met, tuple(source.notes),
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -74,7 +75,7 @@ class CaseList:
 
     def _listed(self, name: str, place: str) -> Path:
         """A file, or the one scan in a folder, as DICOM series are listed."""
-        path = self.file.parent / Path(name).expanduser()
+        path = find_file(self.file.parent / Path(name).expanduser())
         if path.is_dir():
             scans = find_scans(path)
             if len(scans) > 1:
@@ -114,6 +115,14 @@ class CaseList:
 
     def _wrong(self, place: str, what: str, cure: str) -> DataError:
         return DataError(f"{self.file}: {place + ': ' if place else ''}{what}", cure=cure)
+
+
+def find_file(path: Path) -> Path:
+    """The path as the disk has it: macOS keeps letters and accents apart in names, other systems do not."""
+    if path.exists():
+        return path
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form.exists()), path)
 
 
 def is_resource_fork(row: Any) -> bool:

@@ -72,5 +72,14 @@ def test_images_alone_serve_for_pretraining(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_there_twice(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="2 scans have the name img0001"):
+    with pytest.raises(DataError, match=r"2 scans have the name img0001: img/img0001\.nii\.gz, img/img0001\.nrrd"):
         open_dataset(touch(btcv(tmp_path), "img/img0001.nrrd"), labelled=True)
+    names = [case.name for case in open_dataset(tmp_path, labelled=False).cases]
+    assert names == ["img0001_nii_gz", "img0001_nrrd", "img0002"]
+
+
+@pytest.mark.parametrize(
+    ("met", "count"), [([1, 2], 0), (range(1, 10), 0), (range(1, 11), 13), (range(4, 14), 13), (range(12), 13)]
+)
+def test_a_set_with_few_labels_is_not_taken_for_btcv(tmp_path: Path, met: list[int], count: int) -> None:
+    assert len(named_for_labels(open_dataset(btcv(tmp_path), labelled=True), met).classes) == count
