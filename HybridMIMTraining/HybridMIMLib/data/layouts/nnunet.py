@@ -62,7 +62,7 @@ def _all_have_channels(source: Source) -> bool:
     cases = {name[:-5] for name in names if name.endswith("_0000")}
     if not all(_NAME.fullmatch(name) and name[:-5] in cases for name in names):
         return False
-    if not source.has("labelsTr"):
+    if not source.has("labelsTr") or not any(source.place("labelsTr").iterdir()):
         return len(cases) > 1
     labels = {name for name, _ in source.named("labelsTr")}
     return not cases.isdisjoint(labels) and labels.isdisjoint(names)
