@@ -99,15 +99,13 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
 
     def onApply(self):
         from HybridMIMLib.errors import HybridMIMError
-        from HybridMIMLib.slicer_side.environment import install_packages, missing_packages
+        from HybridMIMLib.slicer_side.environment import ensure_packages
 
         # While packages are installed the button could be pressed once more.
         self.ui.applyButton.enabled = False
         self.panel.say("")
         try:
-            missing = missing_packages()
-            if missing:
-                install_packages(missing)
+            ensure_packages()
             node = self.parameters.node
             self.panel.follow(self.logic.start(node.inputVolume, node.model))
         except HybridMIMError as error:

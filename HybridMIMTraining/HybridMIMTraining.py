@@ -94,15 +94,13 @@ class HybridMIMTrainingWidget(ScriptedLoadableModuleWidget):
 
     def onStart(self):
         from HybridMIMLib.errors import HybridMIMError
-        from HybridMIMLib.slicer_side.environment import install_packages, missing_packages
+        from HybridMIMLib.slicer_side.environment import ensure_packages
 
         # While packages are installed the button could be pressed once more.
         self.ui.startButton.enabled = False
         self.panel.say("")
         try:
-            missing = missing_packages()
-            if missing:
-                install_packages(missing)
+            ensure_packages()
             self.panel.follow(self.logic.start(self._settings()))
             for pathLineEdit in self._folderWidgets().values():
                 pathLineEdit.addCurrentPathToHistory()

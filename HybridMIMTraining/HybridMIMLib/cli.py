@@ -21,7 +21,6 @@ from typing import Any, Optional, get_type_hints
 import HybridMIMLib
 from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict, user_path
 from HybridMIMLib.errors import HybridMIMError, SettingsError
-from HybridMIMLib.files import read_json
 from HybridMIMLib.presets import config_path
 from HybridMIMLib.report import report
 
@@ -144,10 +143,9 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_of_another(command: str, config: Path) -> bool:
-    try:
-        return bool(read_json(config.parent / "about.json")["command"] != command)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    from HybridMIMLib.runs import command_of
+
+    return command_of(config.parent) not in (None, command)
 
 
 def _option(arguments: Sequence[str], name: str) -> str | None:

@@ -11,7 +11,7 @@ from HybridMIMLib import __version__
 from HybridMIMLib.config import Run, make_run, to_dict, workspace
 from HybridMIMLib.files import read_json
 from HybridMIMLib.presets import list_presets
-from HybridMIMLib.runs import versions
+from HybridMIMLib.runs import runs_folder, versions
 
 
 def info(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def info(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         "presets": [{"name": one.name, "kind": one.kind, "summary": one.summary} for one in list_presets()],
         "workspace": str(folder),
         "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
-        "runs": [_describe(path) for path in sorted((folder / "runs").glob("*/run.yaml"))],
+        "runs": [_describe(path) for path in sorted(runs_folder().glob("*/run.yaml"))],
         "settings": to_dict(make_run(run, settings)),
     }
 

@@ -164,10 +164,7 @@ class RunFolder:
             self._check_same_run()
 
     def _check_same_run(self) -> None:
-        try:
-            earlier = read_json(self.path / "about.json")["command"]
-        except (OSError, ValueError, KeyError, TypeError):
-            earlier = self.command
+        earlier = command_of(self.path) or self.command
         changed = [f"the command ({earlier})"] if earlier != self.command else []
         there, here = to_dict(load_settings(self.path / "run.yaml")), to_dict(self.settings)
         changed += [name for name in differences(there, here) if name not in _MAY_DIFFER]
@@ -281,6 +278,28 @@ def is_command(path: Path) -> bool:
         return False
 
 
+def kernel_fields(number: int) -> list[str]:
+    """What Linux tells of a process, from its state on (state, parent, group, …); empty where nothing is told."""
+    try:
+        # The name before them stands in brackets and may hold spaces and brackets.
+        return Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def command_of(path: Path) -> str | None:
+    """The command that began the run in ``path``, or None where that cannot be read."""
+    try:
+        return str(read_json(path / "about.json")["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: a folder of the user's, so that no update of the program touches it."""
+    return workspace() / "runs"
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, without importing any of them."""
     found = {"python": platform.python_version()}
@@ -306,7 +325,7 @@ def describe_run(command: str) -> dict[str, Any]:
 def new_path(command: str) -> Path:
     """A folder for a new run in the workspace; it does not exist yet."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = workspace() / "runs" / f"{command}-{stamp}"
+    base = runs_folder() / f"{command}-{stamp}"
     return next(p for n in range(1000) if not (p := base if n == 0 else base.with_name(f"{base.name}-{n}")).exists())
 
 
@@ -327,11 +346,8 @@ def _start_of(number: int) -> str:
     """When a process began, in whatever words the system has for it; empty where it does not tell."""
     if os.name == "nt":
         return _start_on_windows(number)
-    try:
-        # The name in brackets may hold spaces; the fields after it are counted from the last bracket.
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return _start_by_ps(number)
+    fields = kernel_fields(number)
+    return fields[19] if len(fields) > 19 else _start_by_ps(number)
 
 
 def _start_by_ps(number: int) -> str:
@@ -352,11 +368,8 @@ def _is_alive(number: int) -> bool:
         return False
     except PermissionError:
         return True
-    try:
-        # One that has ended and whose parent has not looked yet; without an init process for ever.
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
+    # One that has ended stays until its parent has looked; without an init process for ever.
+    return kernel_fields(number)[:1] != ["Z"]
 
 
 def _is_alive_on_windows(number: int) -> bool:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 import HybridMIMLib
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.files import make_folder
-from HybridMIMLib.runs import living_owner
+from HybridMIMLib.runs import kernel_fields, living_owner
 
 _TAIL = 64 * 1024
 _NO_WINDOW, _NEW_GROUP = 0x08000000, 0x00000200
@@ -61,9 +60,6 @@ class Child:
         RunError: the program cannot be started.
     """
 
-    SECONDS_ALONE = 8.0
-    """How long those that were asked to end may outlive the first process."""
-
     def __init__(self, command: Sequence[str], log: Path) -> None:
         make_folder(log.parent)
         try:
@@ -84,7 +80,6 @@ class Child:
             ) from error
         self.pid = self._process.pid
         self._asked = False
-        self._alone_since: float | None = None
         self._ended = False
 
     @property
@@ -93,10 +88,9 @@ class Child:
             return False
         if self._process.poll() is None:
             return True
-        # What was asked to end may still be tidying up behind a launcher; what was not has lost its launcher.
-        self._alone_since = self._alone_since or time.monotonic()
-        patience = self.SECONDS_ALONE if self._asked else 0.0
-        if _group_works(self.pid) and time.monotonic() - self._alone_since < patience:
+        # What was asked to end may still be tidying up behind a launcher, until somebody loses patience and kills it;
+        # what was not asked has lost its launcher.
+        if self._asked and _group_works(self.pid):
             return True
         _kill_group(self.pid)
         self._ended = True
@@ -234,15 +228,8 @@ def _group_works(group: int) -> bool:
         return False
     if not Path("/proc/self/stat").exists():
         return True
-    return any(_is_at_work_in(group, entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-
-
-def _is_at_work_in(group: int, entry: Path) -> bool:
-    try:
-        state, _, number = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
-    except (OSError, ValueError):
-        return False
-    return int(number) == group and state not in "ZX"
+    told = (kernel_fields(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return any(fields[2:3] == [str(group)] and fields[0] not in "ZX" for fields in told)
 
 
 def _ask_to_end(pid: int) -> None:

@@ -36,6 +36,12 @@ def requirements() -> list[str]:
     return [line for line in lines if line]
 
 
+def ensure_packages() -> None:
+    """Install what is missing, if anything is; raises as :func:`install_packages`."""
+    if missing := missing_packages():
+        install_packages(missing)
+
+
 def install_packages(missing: Iterable[str]) -> None:
     """Ask, then install; for Slicer's GUI.
 

@@ -65,8 +65,6 @@ class Job:
         self.result: dict[str, Any] = {}
         self.said: list[str] = []
         self._process, self._events = process, events
-        # What an earlier attempt in this folder printed is over.
-        self._log_begins = process.log_begins
         self._asked = 0.0
 
     @property
@@ -127,7 +125,9 @@ class Job:
         return self.result
 
     def _end(self) -> None:
-        self.said = [self.progress.for_user(line) for line in last_lines(self.log, 20, self._log_begins)]
+        # What an earlier attempt in this folder printed is over.
+        lines = last_lines(self.log, 20, self._process.log_begins)
+        self.said = [self.progress.for_user(line) for line in lines]
         try:
             self.result = self._read_result()
             self.message = self._take_result()

@@ -14,7 +14,8 @@ import qt
 from slicer.i18n import tr as _
 
 from HybridMIMLib.data.model_description import ModelDescription
-from HybridMIMLib.slicer_side.models import age, check_model, model_name, models, runs_folder
+from HybridMIMLib.runs import runs_folder
+from HybridMIMLib.slicer_side.models import age, check_model, model_name, models
 
 
 class ModelChooser:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from HybridMIMLib.config import workspace
 from HybridMIMLib.data.model_description import ModelDescription, find_models, read_description
 from HybridMIMLib.errors import ModelError
-
-
-def runs_folder() -> Path:
-    """Where runs are kept: a folder of the user's, so that an update of the extension does not touch it."""
-    return workspace() / "runs"
+from HybridMIMLib.runs import runs_folder
 
 
 def models() -> list[ModelDescription]:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from HybridMIMLib.errors import SettingsError
-from HybridMIMLib.files import read_json
-from HybridMIMLib.runs import new_path
+from HybridMIMLib.runs import command_of, new_path, runs_folder
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, STOPPED, Job, attach_job, start_job
-from HybridMIMLib.slicer_side.models import model_name, runs_folder
+from HybridMIMLib.slicer_side.models import model_name
 
 COMMAND = "train"
 
@@ -104,7 +103,7 @@ class Trainer:
 
 def training_at_work() -> Job | None:
     """The run of the workspace that a process is working on, or None; the newest if there are several."""
-    at_work = [file.parent for file in runs_folder().glob("*/run.pid") if _is_training(file.parent)]
+    at_work = [file.parent for file in runs_folder().glob("*/run.pid") if command_of(file.parent) == COMMAND]
     for folder in sorted(at_work, key=_began, reverse=True):
         job = attach_job(folder)
         if job is not None:
@@ -133,10 +132,3 @@ def _began(folder: Path) -> float:
     except OSError:
         # It has ended since it was listed.
         return 0.0
-
-
-def _is_training(folder: Path) -> bool:
-    try:
-        return bool(read_json(folder / "about.json")["command"] == COMMAND)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -7,23 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from layout_files import describe, touch
 
 from HybridMIMLib.data.layouts import classes_from_labels, open_dataset
 from HybridMIMLib.errors import DataError
-
-
-def touch(folder: Path, *names: str) -> Path:
-    """Empty files: no layout opens a scan."""
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return folder
-
-
-def describe(folder: Path, **content: Any) -> Path:
-    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
 
 
 def msd(folder: Path, *names: str, labels: Any = None, test: list[Any] | None = None) -> Path:

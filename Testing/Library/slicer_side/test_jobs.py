@@ -18,7 +18,6 @@ from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.runs import RunFolder
 from HybridMIMLib.slicer_side import jobs
-from HybridMIMLib.slicer_side.child import Child
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, Job, attach_job, start_job
 
 READY = "import sys, time, json, os, pathlib; run = pathlib.Path(sys.argv[-1].split('=', 1)[1])\n"
@@ -323,7 +322,7 @@ def test_what_is_left_after_a_graceful_end_is_killed(tmp_path: Path, script) -> 
         "signal.signal(signal.SIGTERM, lambda *a: sys.exit(130)); time.sleep(0.5)\n"
         "(run / 'ready').write_text(str(p.pid)); time.sleep(60)"
     )
-    Child.SECONDS_ALONE, before = 0.5, Child.SECONDS_ALONE
+    Job.SECONDS_TO_END, before = 0.5, Job.SECONDS_TO_END
     try:
         job = start_job("any", {}, tmp_path / "run")
         grandchild = wait_for_pid(tmp_path / "run" / "ready")
@@ -331,7 +330,7 @@ def test_what_is_left_after_a_graceful_end_is_killed(tmp_path: Path, script) -> 
         assert finish(job, 8).state == STOPPED
         assert has_ended(grandchild)
     finally:
-        Child.SECONDS_ALONE = before
+        Job.SECONDS_TO_END = before
 
 
 def test_a_script_waits_and_may_stop(tmp_path: Path, script) -> None:

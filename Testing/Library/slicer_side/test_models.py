@@ -8,7 +8,8 @@ import pytest
 from small_runs import save_threshold_model
 
 from HybridMIMLib.data.model_description import read_description
-from HybridMIMLib.slicer_side.models import check_model, describe, model_name, models, runs_folder
+from HybridMIMLib.runs import runs_folder
+from HybridMIMLib.slicer_side.models import check_model, describe, model_name, models
 
 
 @pytest.fixture
