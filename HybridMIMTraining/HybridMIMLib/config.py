@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -78,30 +79,69 @@ class PlanSettings:
 class NetworkSettings:
     """The network that is pre-trained and fine-tuned."""
 
-    architecture: Literal["unet"] = setting("unet", "unet: a convolutional U-Net")
-    features: list[int] = setting([16, 32, 64, 128], "channels of each stage; each further stage halves the grid")
+    architecture: Literal["unet", "resunet", "swinunetr", "unetr", "segresnet"] = setting(
+        "unet", "unet, resunet (with residual blocks), swinunetr, unetr (a ViT), segresnet"
+    )
+    size: Literal["tiny", "small", "base"] = setting("tiny", "tiny: for a CPU; small; base: as published, for a GPU")
+    features: Optional[list[int]] = setting(
+        None, "unet, resunet: channels of each stage, in place of size; each further stage halves the grid"
+    )
+    strides: Optional[list[list[int]]] = setting(
+        None, "unet, resunet: step of each stage along R, A, S; default: thick slices are halved later"
+    )
+    window: int = setting(7, "swinunetr: tokens along a side of an attention window")
+    token: int = setting(16, "unetr: voxels along a side of a token, 8 or 16")
     dropout: float = setting(0.1, "share of channels dropped in the encoder while training")
 
     def __post_init__(self) -> None:
         _check_types("network.", self)
-        _require(
-            len(self.features) >= 2 and all(f > 0 for f in self.features),
-            f"network.features is {self.features}",
-            "Give two or more positive numbers.",
-        )
+        u_net = self.architecture in ("unet", "resunet")
+        for name in ("features", "strides"):
+            _require(
+                u_net or getattr(self, name) is None,
+                f"network.{name} is given, and {self.architecture} has none",
+                "Leave it out and choose network.size, or set network.architecture to unet or resunet.",
+            )
+        if self.features is not None:
+            _require(
+                len(self.features) >= 2 and all(f > 0 for f in self.features),
+                f"network.features is {self.features}",
+                "Give two or more positive numbers.",
+            )
+        self._check_strides()
+        _positive("network.window", self.window)
+        _require(self.token in (8, 16), f"network.token is {self.token}", "Give 8 or 16.")
         _share("network.dropout", self.dropout, below_one=True)
 
-    @property
-    def stride(self) -> int:
-        """Voxels of the scan between voxels of the bottleneck."""
-        return int(2 ** (len(self.features) - 1))
+    def _check_strides(self) -> None:
+        if self.strides is None:
+            return
+        _require(
+            self.features is not None and len(self.strides) == len(self.features),
+            f"network.strides is {self.strides}, and network.features is {self.features}",
+            "Give as many strides as features.",
+        )
+        fine = all(len(step) == 3 and set(step) <= {1, 2} for step in self.strides) and self.strides[0] == [1, 1, 1]
+        _require(
+            fine,
+            f"network.strides is {self.strides}",
+            "Give [1, 1, 1] first, then for each further stage three numbers that are 1 or 2.",
+        )
+
+
+Share = Union[float, list[float]]
+"""A share, or the lowest and the highest of a range from which one is drawn for each crop."""
 
 
 @dataclass
 class PretrainingSettings:
-    """HybridMIM pre-training (arXiv:2303.10333)."""
+    """Self-supervised pre-training (HybridMIM: arXiv:2303.10333; SimMIM and MAE: arXiv:2204.11716)."""
 
-    objective: Literal["hybridmim"] = setting("hybridmim", "hybridmim: pixel, region and sample level together")
+    objective: Literal["hybridmim", "simmim", "mae", "simclr", "none"] = setting(
+        "hybridmim",
+        "hybridmim: pixel, region and sample level together; simmim; mae (unetr only); simclr: contrast of two "
+        "augmented views; none: initial weights, as from scratch",
+    )
     steps: int = setting(2000, "optimizer steps")
     batch: int = setting(
         4, "crops a step, each from another patient where there are enough; 0: as fit the device, 4 to 16"
@@ -109,25 +149,48 @@ class PretrainingSettings:
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
     weight_decay: float = setting(1e-3, "weight decay of AdamW")
     warmup_steps: int = setting(50, "steps in which the learning rate rises; it falls as a cosine afterwards")
-    mask_ratio: float = setting(0.40, "share of all patches that is masked")
-    region_ratio: float = setting(0.75, "share of the regions in which patches are masked (level 1)")
+    mask_ratio: Optional[Share] = setting(
+        None, "share of all patches that is masked, or a range [low, high]; default: hybridmim 0.40, others 0.75"
+    )
+    region_ratio: Share = setting(
+        0.75, "hybridmim: share of the regions in which patches are masked (level 1), or a range [low, high]"
+    )
+    target: Literal["raw", "normalised"] = setting(
+        "raw", "what is reconstructed: intensities as they are, or with each patch brought to mean 0 and spread 1"
+    )
+    reconstruction: Literal["auto", "l1", "l2"] = setting(
+        "auto", "error of the reconstruction; auto: l2 (squared) for hybridmim, l1 (absolute) for simmim and mae"
+    )
+    head_depth: Optional[int] = setting(
+        None, "simmim, mae: transformer blocks of the head, 0 to 8, 0 = one linear layer; default: simmim 0, mae 4"
+    )
+    head_width: int = setting(192, "simmim, mae: width of these blocks; a multiple of 32")
     box: Optional[Triple] = setting(None, "voxels of the box that is reconstructed; default: 2/3 of the crop")
+    box_placement: Literal["random", "content"] = setting(
+        "random", "where the box lies: anywhere, or rather where intensities vary"
+    )
     partial_weight: float = setting(1.0, "weight of the partial region prediction (pixel level)")
     number_weight: float = setting(0.1, "weight of: how many patches of a region are masked")
     location_weight: float = setting(0.1, "weight of: which patches of a region are masked")
     consistency_weight: float = setting(0.01, "weight of: number and location must agree")
     contrast_weight: float = setting(0.1, "weight of the dropout contrast (sample level)")
     contrast_temperature: float = setting(0.5, "temperature of the contrast")
-    contrast_stage: int = setting(2, "first encoder stage with dropout, where the second pass re-enters; 0 = whole")
+    contrast_stage: int = setting(3, "first encoder stage with dropout, where the second pass re-enters; 0 = whole")
+    contrast_queue: int = setting(
+        -1, "crops of earlier steps that serve as negatives too; -1: 64 where a batch has fewer than four patients"
+    )
     projection: int = setting(128, "width of the vectors that are contrasted")
     checkpoint_every: int = setting(50, "steps between checkpoints")
+    measure_every: int = setting(100, "steps between measurements of the heads on fresh crops; 0: at the end only")
+    preview_every: int = setting(
+        500, "steps between pictures of one scan as original, masked, reconstructed and error; 0: at the end only"
+    )
 
     def __post_init__(self) -> None:
         _check_types("pretraining.", self)
         _training_numbers("pretraining", self)
         for name in ("mask_ratio", "region_ratio"):
-            _share(f"pretraining.{name}", getattr(self, name))
-            _require(getattr(self, name) > 0, f"pretraining.{name} is 0", "Give a share above 0, up to 1.")
+            _share_or_range(f"pretraining.{name}", getattr(self, name))
         _positive_triple("pretraining.box", self.box)
         weights = [getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")]
         _require(
@@ -136,10 +199,21 @@ class PretrainingSettings:
             "Give no negative weight, and at least one above 0.",
         )
         _positive("pretraining.contrast_temperature", self.contrast_temperature)
+        for name in ("contrast_stage", "measure_every", "preview_every"):
+            number = getattr(self, name)
+            _require(number >= 0, f"pretraining.{name} is {number}", "Give a whole number from 0.")
         _require(
-            self.contrast_stage >= 0,
-            f"pretraining.contrast_stage is {self.contrast_stage}",
-            "Give a stage of the encoder, from 0.",
+            self.contrast_queue >= -1, f"pretraining.contrast_queue is {self.contrast_queue}", "Give -1, 0 or more."
+        )
+        _require(
+            self.head_depth is None or 0 <= self.head_depth <= 8,
+            f"pretraining.head_depth is {self.head_depth}",
+            "Give a number from 0 (one linear layer) to 8.",
+        )
+        _require(
+            self.head_width > 0 and self.head_width % 32 == 0,
+            f"pretraining.head_width is {self.head_width}",
+            f"Give a multiple of 32, such as {max(round(self.head_width / 32), 1) * 32}.",
         )
         _positive("pretraining.projection", self.projection)
 
@@ -385,7 +459,7 @@ def _check_types(prefix: str, settings: Any) -> None:
 def _as_type(value: Any, hint: Any) -> Any:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Union:
-        return None if value is None else _as_type(value, parts[0])
+        return _as_one_of(value, parts)
     if origin is list and isinstance(value, Sequence) and not isinstance(value, str):
         return [_as_type(part, parts[0]) for part in value]
     if hint is str and isinstance(value, (str, os.PathLike)):
@@ -401,10 +475,21 @@ def _as_type(value: Any, hint: Any) -> Any:
     raise TypeError
 
 
+def _as_one_of(value: Any, hints: Sequence[Any]) -> Any:
+    for hint in hints:
+        if value is None and hint is type(None):
+            return None
+        with suppress(TypeError):
+            return _as_type(value, hint)
+    raise TypeError
+
+
 def _in_words(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Union:
-        return _in_words(parts[0])
+        return " or ".join(_in_words(part) for part in parts if part is not type(None))
+    if origin is list and get_origin(parts[0]) is list:
+        return "a list of lists of whole numbers"
     if origin is list:
         return "a list of whole numbers" if parts[0] is int else "a list of numbers"
     if origin is Literal:
@@ -425,6 +510,12 @@ def _positive(name: str, value: float) -> None:
 def _share(name: str, value: float, below_one: bool = False) -> None:
     within = 0 <= value < 1 if below_one else 0 <= value <= 1
     _require(within, f"{name} is {value}", f"Give a share from 0 to {'below ' if below_one else ''}1.")
+
+
+def _share_or_range(name: str, value: Share | None) -> None:
+    ends = [] if value is None else value if isinstance(value, list) else [value, value]
+    fine = not ends or (len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1)
+    _require(fine, f"{name} is {value}", "Give a share above 0, up to 1, or two of them, the lower one first.")
 
 
 def _positive_triple(name: str, value: Sequence[float] | None) -> None:

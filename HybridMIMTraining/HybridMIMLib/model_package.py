@@ -100,7 +100,7 @@ def load_model(folder: Path) -> ModelPackage:
     found = read_description(folder)
     try:
         plan = Plan.from_json(found.plan)
-        network = make_segmentation_network(found.network, plan.channels, len(found.classes))
+        network = make_segmentation_network(found.network, plan.channels, len(found.classes), plan.crop)
     except (LookupError, TypeError, ValueError, ArithmeticError, HybridMIMError) as error:
         raise damaged(folder, error) from error
     tensors, _ = load_weights(folder / WEIGHTS)

@@ -89,6 +89,7 @@ class TrainingLoop:
         self._optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=self.schedule.weight_decay)
         self._last: dict[str, float] = {}
         done = self._continue()
+        self._broken_at: Tensor | None = None
         self._phase = self.events.phase(self.name, self.schedule.steps, done)
         engine = Engine(lambda engine, _: self._step(engine.state.iteration))
         # ignite logs every exception that passes through; who called this says it once, in words.
@@ -106,24 +107,40 @@ class TrainingLoop:
         losses = self.losses(step)
         self._optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-        # A gradient that is not finite must stop the run: a step with it would destroy the weights for good.
+        # A step with a gradient that is not finite destroys the weights; the run is stopped before they are kept.
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), LARGEST_GRADIENT)
-        if not torch.isfinite(norm):
+        self._remember_if_broken(step, norm)
+        self._optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _remember_if_broken(self, step: int, norm: Tensor) -> None:
+        """Note on the device whether a gradient was not finite; to look at once, the host would wait every step."""
+        broken = torch.where(torch.isfinite(norm), 0, step)
+        earlier = broken if self._broken_at is None else self._broken_at
+        self._broken_at = torch.where(earlier > 0, earlier, broken)
+
+    def _check_not_broken(self) -> None:
+        step = 0 if self._broken_at is None else int(self._broken_at)
+        if step:
             raise RunError(
                 f"{self.name}, step {step}: the gradient is not finite",
                 cure=f"Lower the learning rate (now {self.schedule.learning_rate}), or try another --seed.",
             )
-        self._optimizer.step()
-        return {name: loss.detach() for name, loss in losses.items()}
 
     def _after(self, step: int, losses: dict[str, Tensor]) -> None:
         last = step == self.schedule.steps
+        validates = self.validate is not None and (
+            last or (self.validate_every > 0 and step % self.validate_every == 0)
+        )
+        saves = last or step % self.checkpoint_every == 0
+        if self._phase.due(step) or validates or saves:
+            self._check_not_broken()
         if self._phase.due(step):
             self._last = {name: float(loss) for name, loss in losses.items()}
             self._phase.progress(step, self._last)
-        if self.validate is not None and (last or (self.validate_every and step % self.validate_every == 0)):
+        if self.validate is not None and validates:
             self._phase.progress(step, metrics=self.validate(step))
-        if last or step % self.checkpoint_every == 0:
+        if saves:
             self._save(step)
 
     def _save(self, step: int) -> None:

@@ -15,7 +15,7 @@ import HybridMIMLib
 PACKAGE = Path(HybridMIMLib.__file__).parent
 SLICER_SIDE = 7
 FLOORS = {
-    1: ("config", "events", "runs", "errors", "files", "presets", "randomness"),
+    1: ("architectures", "config", "draws", "events", "runs", "errors", "files", "presets", "randomness"),
     2: ("data",),
     3: ("networks", "model_package", "weights"),
     4: ("training", "pretraining", "finetuning", "inference", "evaluation"),

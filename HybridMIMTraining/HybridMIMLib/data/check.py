@@ -135,7 +135,7 @@ def _plan(run: Run, usable: Sequence[list[CaseFacts]], events: EventLog) -> tupl
     found = [facts for facts in usable if facts]
     if not found:
         return None, 0
-    plan = make_plan(found[0], run.plan, run.network.stride, events)
+    plan = make_plan(found[0], run.plan, run.network, events)
     return plan.to_json(), sum(disk_need(facts, plan) for facts in found)
 
 

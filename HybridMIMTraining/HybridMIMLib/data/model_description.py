@@ -17,7 +17,8 @@ from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.files import read_json
 
-FORMAT = 1
+FORMAT = 2
+"""2: networks are MONAI's, with other names of tensors."""
 METADATA = Path("configs") / "metadata.json"
 WEIGHTS = Path("models") / "model.safetensors"
 
@@ -103,6 +104,11 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
             raise TypeError("no format")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: is not a HybridMIM model package", cure=cure) from error
+    if ours["format"] < FORMAT:
+        raise ModelError(
+            f"{folder}: was made by an earlier version (format {ours['format']}), whose networks were others",
+            cure="Train the model again.",
+        )
     if ours["format"] > FORMAT:
         raise ModelError(
             f"{folder}: was made by a later version (format {ours['format']})",

@@ -6,6 +6,7 @@ without them, inside Slicer say, or one that was continued, sees the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class CropBatch:
         sizes: for each sample, voxels along each axis that hold scan; the rest, at the far end, is padding.
         keys: one number a sample, from which further draws follow.
         cases: the names of the cases.
+        patients: a number for each sample, the same for scans of one patient in every batch.
         annotated: (B, K) whether class k + 1 was annotated in the sample's case; None without labels.
     """
 
@@ -40,6 +42,7 @@ class CropBatch:
     sizes: tuple[Triple, ...]
     keys: tuple[int, ...]
     cases: tuple[str, ...]
+    patients: tuple[int, ...]
     annotated: Tensor | None = None
 
 
@@ -68,24 +71,31 @@ class CropSampler:
         self.seed, self.purpose = seed, purpose
         self._cutter = _Cutter(tuple(cases), crop, seed, purpose, foreground_share)
         self._ahead = _Ahead(self._cutter.step, workers) if workers else None
+        self._patients = {who: number for number, who in enumerate(dict.fromkeys(map(who_is, cases)))}
+
+    @property
+    def patients(self) -> int:
+        """How many different patients the crops come from."""
+        return len(self._patients)
 
     def batch(self, step: int, size: int, device: torch.device, labels: bool = False) -> CropBatch:
-        """The crops of a step, each of another case where there are enough.
+        """The crops of a step, each of another patient where there are enough, else of another scan.
 
         Raises:
             DataError: a prepared scan cannot be read any more.
         """
         cut = (self._ahead or self._cutter).step(step, size, labels)
-        image, label, annotated = _to_device(cut.image, device), None, None
+        image, label, annotated = to_device(cut.image, device), None, None
         if cut.label is not None:
-            label = _to_device(cut.label, device).long()
-            annotated = torch.from_numpy(_annotated(cut.cases)).to(device)
+            label = to_device(cut.label, device).long()
+            annotated = to_device(_annotated(cut.cases), device)
         return CropBatch(
             _normalise(image, cut.cases, cut.sizes),
             label,
             cut.sizes,
             tuple(stream_key(self.seed, self.purpose, step, sample) for sample in range(size)),
             tuple(case.name for case in cut.cases),
+            tuple(self._patients[who_is(case)] for case in cut.cases),
             annotated,
         )
 
@@ -119,7 +129,8 @@ class _Cutter:
         """The crops of a step, as they are stored."""
         order = random_stream(self.seed, self.purpose, step, "cases")
         # Fewer cases than samples come round as evenly as they can.
-        cases = [self.cases[index] for index in np.resize(order.permutation(len(self.cases)), size)]
+        drawn = _patients_apart([self.cases[index] for index in order.permutation(len(self.cases))])
+        cases = [drawn[index % len(drawn)] for index in range(size)]
         image = np.empty((size, len(cases[0].low), *self.crop), dtype=np.int16)
         label = np.empty((size, *self.crop), dtype=np.uint8) if labels else None
         sizes = []
@@ -143,6 +154,22 @@ class _Cutter:
         else:
             lower = [int(random.integers(r + 1)) for r in room]
         return (lower[0], lower[1], lower[2])
+
+
+def _patients_apart(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
+    """The first scan of each patient, then the second of those who have one, and so on."""
+    met: Counter[str] = Counter()
+    turns = []
+    for case in cases:
+        who = who_is(case)
+        turns.append(met[who])
+        met[who] += 1
+    return [case for _, case in sorted(zip(turns, cases), key=lambda pair: pair[0])]
+
+
+def who_is(case: PreparedCase) -> str:
+    """A name for the patient; where nobody says who it is, each scan is of another one."""
+    return f"patient {case.patient}" if case.patient else f"scan {case.name}"
 
 
 class _Ahead:
@@ -169,12 +196,20 @@ class _Ahead:
         self.waiting.clear()
 
 
-def inside_mask(sizes: Sequence[Triple], crop: Triple, device: torch.device) -> Tensor:
-    """(B, D, H, W) True where the crop holds scan, for scans that fill the first ``sizes`` voxels."""
-    mask = torch.zeros((len(sizes), *crop), dtype=torch.bool)
-    for sample, (d, h, w) in zip(mask, sizes):
-        sample[:d, :h, :w] = True
-    return mask.to(device)
+def keys_on(keys: Sequence[int], device: torch.device) -> Tensor:
+    """Keys of samples as (B) int64, for draws on the device."""
+    return to_device(np.array(keys, dtype=np.int64), device)
+
+
+def sizes_on(sizes: Sequence[Triple], device: torch.device) -> Tensor:
+    """Voxels that hold scan as (B, 3) int64."""
+    return to_device(np.array(sizes, dtype=np.int64), device)
+
+
+def inside_mask(sizes: Tensor, crop: Triple) -> Tensor:
+    """(B, D, H, W) True where the crop holds scan, for scans that fill the first ``sizes`` (B, 3) voxels."""
+    d, h, w = (torch.arange(n, device=sizes.device)[None, :] < sizes[:, axis, None] for axis, n in enumerate(crop))
+    return d[:, :, None, None] & h[:, None, :, None] & w[:, None, None, :]
 
 
 def _cut(array: npt.NDArray[Any], lower: Triple, out: npt.NDArray[Any]) -> Triple:
@@ -192,7 +227,8 @@ def _cut(array: npt.NDArray[Any], lower: Triple, out: npt.NDArray[Any]) -> Tripl
     return (depth, height, width)
 
 
-def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A copy of the array on the device, which may still be under way when this returns."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         # From pinned memory the copy goes on while the host does something else.
@@ -210,11 +246,11 @@ def _annotated(cases: Sequence[PreparedCase]) -> npt.NDArray[np.bool_]:
 
 
 def _normalise(stored: Tensor, cases: Sequence[PreparedCase], sizes: Sequence[Triple]) -> Tensor:
-    low = torch.tensor([case.low for case in cases], device=stored.device)[..., None, None, None]
-    high = torch.tensor([case.high for case in cases], device=stored.device)[..., None, None, None]
+    ends = np.array([[case.low, case.high] for case in cases], dtype=np.float32)
+    low, high = to_device(ends, stored.device)[..., None, None, None].unbind(dim=1)
     # In place: each step of it would allocate the batch anew.
     image = stored.float().sub_(low).div_(high - low).clamp_(0, 1)
     crop = (stored.shape[2], stored.shape[3], stored.shape[4])
     if any(size != crop for size in sizes):
-        image.mul_(inside_mask(sizes, crop, stored.device)[:, None])
+        image.mul_(inside_mask(sizes_on(sizes, stored.device), crop)[:, None])
     return image

@@ -11,7 +11,8 @@ normalisation  ``window`` where most scans are CT, told by HU or by the header; 
 window         -1000 to 1000 HU, in which lung, soft tissue and bone all have their place; the presets
                narrow it. It does not follow from the set, so that weights of one set fit another
 crop           what fits the median scan in whole regions, 96 voxels at most
-patch, region  16 and 32 voxels as published where the axis has 96 voxels, else smaller
+patch, region  16 and 32 voxels as published where the axis has 96 voxels, else 8 and 16, or what the network's
+               tokens and its stride ask for
 =============  ======================================================================================
 """
 
@@ -24,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from HybridMIMLib.config import PlanSettings
+from HybridMIMLib.architectures import check_sizes, default_region, settled, token_size, total_stride
+from HybridMIMLib.config import NetworkSettings, PlanSettings
 from HybridMIMLib.data.survey import CaseFacts
-from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.events import EventLog
 
 Triple = tuple[int, int, int]
@@ -158,14 +159,14 @@ def fingerprint(found: Sequence[CaseFacts]) -> Fingerprint:
 
 
 def make_plan(
-    found: Sequence[CaseFacts], settings: PlanSettings, stride: int, events: EventLog | None = None
+    found: Sequence[CaseFacts], settings: PlanSettings, network: NetworkSettings, events: EventLog | None = None
 ) -> Plan:
     """Derive a plan from the scans; the rules are at the top of this file.
 
     Args:
         found: facts of the scans, at least one.
         settings: what the user decided.
-        stride: of the network; patches and regions are multiples of it.
+        network: its regions are multiples of the network's stride.
         events: where to say what the scans look like and what follows from that; None: nowhere.
 
     Raises:
@@ -174,8 +175,10 @@ def make_plan(
     common = fingerprint(found)
     spacing = _triple(settings.spacing or common.target_spacing, float)
     sizes = np.median([np.multiply(f.shape, f.spacing) / spacing for f in found], axis=0)
-    patch = settings.patch or [_default_patch(size, stride) for size in sizes]
-    region = settings.region or [-(-2 * p // stride) * stride for p in patch]
+    network = settled(network, spacing)
+    stride, token = total_stride(network), token_size(network)
+    patch = settings.patch or [_default_patch(size, token) for size in sizes]
+    region = settings.region or [default_region(*axis) for axis in zip(patch, stride, sizes)]
     crop = settings.crop or [_fit(size, r) for size, r in zip(sizes, region)]
     plan = Plan(
         common.channels,
@@ -186,7 +189,7 @@ def make_plan(
         _triple(patch, int),
         _triple(region, int),
     )
-    _check(plan, stride)
+    check_sizes(network, plan.crop, plan.patch, plan.region)
     if events is not None:
         _tell(events, plan, common, settings)
     return plan
@@ -279,34 +282,16 @@ def _in_words(plan: Plan) -> str:
     return f"{ways[plan.normalisation]}; spacing {spacing} mm, crop {crop} voxels"
 
 
-def _default_patch(size: float, stride: int) -> int:
+def _default_patch(size: float, token: int) -> int:
     """16 voxels as published where at least three regions of 32 fit, else 8; a thin axis has thinner patches."""
     if size < 8:
-        return max(int(2 ** np.floor(np.log2(max(size, 1)))), 1)
-    return max(16 if size >= LARGEST_CROP else 8, stride if size >= stride else 8)
+        thin = max(int(2 ** np.floor(np.log2(max(size, 1)))), 1)
+        return max(thin, token)
+    return max(16 if size >= LARGEST_CROP else 8, token)
 
 
 def _fit(size: float, region: int) -> int:
     return max(int(min(size, LARGEST_CROP) // region), 1) * region
-
-
-def _check(plan: Plan, stride: int) -> None:
-    for name, value, unit in (("region", plan.region, plan.patch), ("crop", plan.crop, plan.region)):
-        if any(v % u for v, u in zip(value, unit)):
-            raise SettingsError(
-                f"plan.{name} {list(value)} is not a multiple of {list(unit)}",
-                cure="Choose crop, region and patch so that each divides the one before.",
-            )
-    if all(c == stride for c in plan.crop):
-        raise SettingsError(
-            f"plan.crop {list(plan.crop)} leaves a single voxel at the network's stride of {stride}",
-            cure="Choose a larger crop, or fewer network.features.",
-        )
-    if any(r % stride for r in plan.region):
-        raise SettingsError(
-            f"plan.region {list(plan.region)} is not a multiple of the network's stride {stride}",
-            cure="Choose a larger region, or fewer network.features.",
-        )
 
 
 def _triple(values: Sequence[Any], kind: Any) -> Any:

@@ -108,7 +108,7 @@ def prepare_folder(
             cure="Add scans to the folder.",
         )
     classes = _classes(facts, dataset) if name == "labelled" else ()
-    plan = make_plan(facts, run.plan, run.network.stride, events) if plan is None else plan
+    plan = make_plan(facts, run.plan, run.network, events) if plan is None else plan
     if facts[0].channels != plan.channels:
         raise DataError(
             f"{source}: scans have {facts[0].channels} channel(s), the plan has {plan.channels}",

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings, Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
 from HybridMIMLib.data.classes import LabelClass, Region
 from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
-from HybridMIMLib.data.patches import CropSampler
+from HybridMIMLib.data.patches import CropSampler, keys_on
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
 from HybridMIMLib.data.splits import Split, draw_split, read_split, shared_patients
@@ -33,7 +34,6 @@ from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.memory import activation_bytes, settle_batch
 from HybridMIMLib.pretraining.run import WEIGHTS_FILE
-from HybridMIMLib.randomness import stream_key
 from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
 from HybridMIMLib.weights import load_weights, save_weights, transfer
@@ -66,15 +66,19 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     start = _PretrainedWeights.of(run)
     if start:
         start.check_settings(run)
-    network_settings = start.network if start else run.network
-    run = replace(run, network=network_settings)
+    if start:
+        run = replace(run, network=start.network)
     if dataset is None:
         dataset = dataset_of(run, "labelled")
     prepared = prepare_folder(run, "labelled", folder, events, start.plan if start else None, FEWEST_CASES, dataset)
+    network_settings = settled(run.network, prepared.plan.spacing)
+    run = replace(run, network=network_settings)
+    assert network_settings.features is not None
     crop_bytes = activation_bytes(network_settings.features, prepared.plan.crop, len(prepared.classes) + 1)
     batch = settle_batch(run.finetuning.batch, crop_bytes, device, folder, events)
     run = replace(run, finetuning=replace(run.finetuning, batch=batch))
-    network = make_segmentation_network(network_settings, prepared.plan.channels, len(prepared.classes), run.seed)
+    plan, classes = prepared.plan, len(prepared.classes)
+    network = make_segmentation_network(network_settings, plan.channels, classes, plan.crop, run.seed)
     assert network.head.bias is not None
     set_initial_shares(network.head.bias)
     loaded = start.transfer_to(network) if start else "from scratch"
@@ -171,7 +175,7 @@ class _PretrainedWeights:
         """
         given, own = asdict(run.plan), self.plan.to_json()
         wrong = [f"plan.{n}" for n in ("spacing", "crop", "patch", "region") if given[n] and given[n] != list(own[n])]
-        if run.network not in (self.network, NetworkSettings()):
+        if settled(run.network, self.plan.spacing) != self.network and run.network != NetworkSettings():
             wrong.append("network")
         if wrong:
             raise SettingsError(
@@ -247,7 +251,7 @@ class _Finetuning:
         if self.run.finetuning.augment:
             drawn = draw_augmentation(batch.keys, self.plan.spacing, self.run.finetuning.flip_axes)
             image, label = apply_augmentation(image, label, drawn)
-        with dropout_keys([stream_key(key, "dropout") for key in batch.keys]):
+        with dropout_keys(keys_on(batch.keys, self.device)):
             scores = self.network(image)
         return segmentation_losses(scores, label, batch.annotated if self.partial else None)
 

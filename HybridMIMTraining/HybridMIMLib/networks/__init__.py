@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from HybridMIMLib.config import NetworkSettings
-from HybridMIMLib.networks.interface import EncoderDecoder, SegmentationNetwork
+from HybridMIMLib.networks.interface import EncoderDecoder, SegmentationNetwork, Triple
 from HybridMIMLib.networks.unet import UNet
 from HybridMIMLib.randomness import stream_key
 
@@ -22,17 +22,33 @@ __all__ = [
 ]
 
 
-def make_backbone(settings: NetworkSettings, channels: int, seed: int = 0) -> EncoderDecoder:
-    """The encoder-decoder that the settings describe, with initial weights that follow from the seed."""
+def make_backbone(settings: NetworkSettings, channels: int, crop: Triple, seed: int = 0) -> EncoderDecoder:
+    """The encoder-decoder that the settings describe, with initial weights that follow from the seed.
+
+    Args:
+        settings: settled ones (:func:`HybridMIMLib.architectures.settled`).
+        channels: of a scan.
+        crop: voxels along each axis; a ViT learns a position for each token of it.
+        seed: of the run.
+    """
     with initial_weights(seed, "backbone"):
-        return UNet(channels, settings.features, settings.dropout)
+        return _BACKBONES[settings.architecture](settings, channels, crop)
+
+
+def _u_net(settings: NetworkSettings, channels: int, crop: Triple) -> EncoderDecoder:
+    assert settings.features and settings.strides, "the settings are not settled"
+    residual = settings.architecture == "resunet"
+    return UNet(channels, settings.features, settings.strides, settings.dropout, residual)
+
+
+_BACKBONES = {"unet": _u_net, "resunet": _u_net}
 
 
 def make_segmentation_network(
-    settings: NetworkSettings, channels: int, classes: int, seed: int = 0
+    settings: NetworkSettings, channels: int, classes: int, crop: Triple, seed: int = 0
 ) -> SegmentationNetwork:
     """The backbone with a head of ``classes`` + 1 (background first) output channels."""
-    backbone = make_backbone(settings, channels, seed)
+    backbone = make_backbone(settings, channels, crop, seed)
     with initial_weights(seed, "head"):
         return SegmentationNetwork(backbone, classes + 1)
 

@@ -2,28 +2,31 @@
 
 torch's own dropout takes its numbers from one global stream, so that a run that was stopped, or spread over several
 devices, drops other channels. Here each sample of a batch brings a key; the channels that a layer drops follow from
-(key, name of the layer).
+(key, stage of the layer).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from HybridMIMLib.randomness import random_stream
+from HybridMIMLib.draws import uniform
 
-_KEYS: ContextVar[tuple[int, ...] | None] = ContextVar("dropout keys", default=None)
+_KEYS: ContextVar[tuple[Tensor, int] | None] = ContextVar("dropout keys", default=None)
 
 
 @contextmanager
-def dropout_keys(keys: Sequence[int]) -> Iterator[None]:
-    """Let every :class:`SampleDropout` inside the block draw from these keys, one a sample of the batch."""
-    token = _KEYS.set(tuple(keys))
+def dropout_keys(keys: Tensor, from_stage: int = 0) -> Iterator[None]:
+    """Let every :class:`SampleDropout` inside the block draw from these keys (B), one a sample of the batch.
+
+    Args:
+        keys: int64, on the device of the network.
+        from_stage: layers of earlier stages of the encoder drop nothing.
+    """
+    token = _KEYS.set((keys, from_stage))
     try:
         yield
     finally:
@@ -35,12 +38,12 @@ class SampleDropout(nn.Module):
 
     Args:
         share: probability with which a channel is dropped.
-        name: tells the layers of a network apart.
+        stage: of the encoder that the layer belongs to; no two layers of a network have the same.
     """
 
-    def __init__(self, share: float, name: str) -> None:
+    def __init__(self, share: float, stage: int) -> None:
         super().__init__()
-        self.share, self.name = share, name
+        self.share, self.stage = share, stage
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (B, C, D, H, W) with channels set to 0 and the others scaled by 1 / (1 - share).
@@ -50,13 +53,15 @@ class SampleDropout(nn.Module):
         """
         if not self.training or self.share == 0:
             return x
-        keys = _KEYS.get()
-        if keys is None or len(keys) != len(x):
-            raise RuntimeError(f"SampleDropout needs one key a sample: {len(x)} samples, keys {keys}")
-        kept = np.stack([random_stream(key, self.name).random(x.shape[1]) >= self.share for key in keys])
-        factor = torch.from_numpy(kept.astype(np.float32) / (1 - self.share)).to(x.device, x.dtype)
-        return x * factor[:, :, None, None, None]
+        drawn = _KEYS.get()
+        if drawn is None or len(drawn[0]) != len(x):
+            raise RuntimeError(f"SampleDropout needs one key a sample: {len(x)} samples, keys {drawn}")
+        keys, from_stage = drawn
+        if self.stage < from_stage:
+            return x
+        kept = uniform(keys, f"dropout of stage {self.stage}", x.shape[1]) >= self.share
+        return x * (kept.to(x.dtype) / (1 - self.share))[:, :, None, None, None]
 
     def extra_repr(self) -> str:
         """Shown by ``print(network)``."""
-        return f"share={self.share}, name={self.name}"
+        return f"share={self.share}, stage={self.stage}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 Pyramid = list[Tensor]
+Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -16,33 +18,54 @@ class Box:
     """A box of one size in every sample of a batch, each at a place of its own.
 
     Attributes:
-        lower: (B, 3) first voxel of the box in each sample, multiples of the network's stride.
+        lower: (B, 3) int64, first voxel of the box in each sample, multiples of the network's stride.
         size: voxels along each axis, multiples of the network's stride.
     """
 
     lower: Tensor
-    size: tuple[int, int, int]
+    size: Triple
 
-    def crop(self, x: Tensor, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
-        """The box cut out of ``x`` (B, C, D, H, W), whose voxels are ``stride`` input voxels apart."""
-        lower = [[int(v) // s for v, s in zip(row, stride)] for row in self.lower.tolist()]
-        size = [v // s for v, s in zip(self.size, stride)]
-        places = zip(x, lower, strict=True)
-        return torch.stack(
-            [sample[:, a : a + size[0], b : b + size[1], c : c + size[2]] for sample, (a, b, c) in places]
-        )
+    def crop(self, x: Tensor, stride: Triple = (1, 1, 1)) -> Tensor:
+        """The box cut out of ``x`` (B, C, D, H, W), whose voxels are ``stride`` input voxels apart.
+
+        Places stay on the device: to cut slices, the host would have to wait for them.
+        """
+        size = tuple(n // s for n, s in zip(self.size, stride))
+        if size == x.shape[2:]:
+            return x
+        flat = torch.zeros((len(x), 1, 1, 1), dtype=torch.int64, device=x.device)
+        for axis, (count, step) in enumerate(zip(size, stride)):
+            places = (self.lower[:, axis] // step)[:, None] + torch.arange(count, device=x.device)
+            shape = [len(x), 1, 1, 1]
+            shape[axis + 1] = count
+            flat = flat * x.shape[axis + 2] + places.reshape(shape)
+        index = flat.reshape(len(x), 1, -1).expand(-1, x.shape[1], -1)
+        return x.flatten(2).gather(2, index).reshape(len(x), x.shape[1], *size)
 
 
 class EncoderDecoder(nn.Module, ABC):
     """An encoder and a decoder that are pre-trained together.
 
+    The encoder works in stages; the output of each is a level of the pyramid. Transformers hand on the scan itself as
+    level 0, because their decoders look at it too. Names of tensors are those of MONAI's class, so that a trained
+    network runs in plain MONAI.
+
     Attributes:
         widths: channels of the pyramid's levels, finest first; the last is the bottleneck.
         strides: input voxels between voxels of each level, along each axis.
+        out_width: channels of what :meth:`decode` returns.
+        fill_width: numbers that stand for what is hidden, see :meth:`encode_hidden`: channels of the scan, or of a
+            token.
+        encoder_parts: first parts of the names of the encoder's tensors; all others are the decoder's.
+        head_name: what MONAI's class calls the layer to class scores.
     """
 
     widths: tuple[int, ...]
-    strides: tuple[tuple[int, int, int], ...]
+    strides: tuple[Triple, ...]
+    out_width: int
+    fill_width: int
+    encoder_parts: tuple[str, ...]
+    head_name: str
 
     @abstractmethod
     def encode_from(self, stage: int, x: Tensor) -> Pyramid:
@@ -58,15 +81,35 @@ class EncoderDecoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
-        """Features (B, widths[0], D, H, W) on the input's grid, or of ``box`` alone.
+        """Features (B, out_width, D, H, W) on the input's grid, or of ``box`` alone.
 
         With a box, every level is cut to it first: nothing outside is computed or seen
         (partial region prediction, arXiv:2303.10333).
         """
 
+    @abstractmethod
+    def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> Pyramid:
+        """The pyramid of a scan of which something is hidden (SimMIM, arXiv:2111.09886).
+
+        Args:
+            x: (B, C, D, H, W).
+            hidden: (B, D, H, W) True for voxels that are hidden; for transformers whole tokens.
+            fill: (fill_width) takes their place: of the voxels, or of the embedded tokens.
+        """
+
     def encode(self, x: Tensor) -> Pyramid:
         """The feature pyramid of ``x`` (B, C, D, H, W), finest level first."""
         return self.encode_from(0, x)
+
+    def in_box(self, pyramid: Pyramid, box: Box | None) -> Pyramid:
+        """Every level cut to the box."""
+        if box is None:
+            return pyramid
+        return [box.crop(level, stride) for level, stride in zip(pyramid, self.strides, strict=True)]
+
+    def is_of_encoder(self, name: str) -> bool:
+        """Whether a tensor of the state dict belongs to the encoder."""
+        return any(name == part or name.startswith(f"{part}.") for part in self.encoder_parts)
 
 
 class SegmentationNetwork(nn.Module):
@@ -75,9 +118,14 @@ class SegmentationNetwork(nn.Module):
     def __init__(self, backbone: EncoderDecoder, outputs: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Conv3d(backbone.widths[0], outputs, 1)
+        self.head = nn.Conv3d(backbone.out_width, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, outputs, D, H, W), background first, of a scan (B, C, D, H, W)."""
         scores: Tensor = self.head(self.backbone.decode(self.backbone.encode(x)))
         return scores
+
+    def monai_state(self) -> Mapping[str, Tensor]:
+        """The tensors under the names of MONAI's class."""
+        own = {f"{self.backbone.head_name}.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        return {**self.backbone.state_dict(), **own}

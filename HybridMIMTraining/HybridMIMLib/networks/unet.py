@@ -1,69 +1,92 @@
-"""A convolutional U-Net whose encoder can be entered at any stage and whose decoder can work on a box."""
+"""MONAI's DynUNet, plain or residual, as an encoder that can be entered at any stage and a decoder of a box.
+
+Two 3×3×3 convolutions a level, each with instance norm and leaky ReLU; strided convolutions down, transposed ones up.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from HybridMIMLib.networks.dropout import SampleDropout
 from HybridMIMLib.networks.interface import Box, EncoderDecoder, Pyramid
 
-
-class ConvBlock(nn.Sequential):
-    """3×3×3 convolution, instance norm, leaky ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__(
-            # The norm takes any bias away again.
-            nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-            nn.InstanceNorm3d(outputs, affine=True),
-            nn.LeakyReLU(0.01, inplace=True),
-        )
+LEAST_FOR_MONAI = 3
+"""Stages that MONAI's class asks for; ours works with two as well."""
 
 
-class UNet(EncoderDecoder):
-    """U-Net: each encoder stage after the first halves the grid, the decoder mirrors it.
+class UNet(DynUNet, EncoderDecoder):  # type: ignore[misc]  # MONAI is not typed
+    """U-Net.
 
     Args:
         channels: of the scan.
         features: channels of each stage; the last is the bottleneck.
-        dropout: share of channels dropped at the entry of each stage after the first, while training.
+        strides: step of each stage along each axis, 1 or 2; the first stage keeps the grid.
+        dropout: share of channels dropped at the entry of each stage after the first, while training; in the first
+            between its two convolutions, because a scan has too few channels to drop one.
+        residual: blocks with a residual connection.
     """
 
-    def __init__(self, channels: int, features: Sequence[int], dropout: float = 0.1) -> None:
-        super().__init__()
-        self.widths = tuple(features)
-        self.strides = tuple((2**level,) * 3 for level in range(len(features)))
-        inputs = [channels, *features[:-1]]
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                # Dropping whole channels of the scan itself would leave nothing of a scan with one channel.
-                SampleDropout(dropout if level else 0.0, f"stage {level}, entry"),
-                ConvBlock(inputs[level], width, stride=2 if level else 1),
-                SampleDropout(dropout if level == 0 else 0.0, f"stage {level}, middle"),
-                ConvBlock(width, width),
-            )
-            for level, width in enumerate(features)
+    input_block: nn.Module
+    downsamples: nn.ModuleList
+    bottleneck: nn.Module
+    upsamples: nn.ModuleList
+
+    encoder_parts = ("input_block", "downsamples", "bottleneck")
+    head_name = "output_block.conv.conv"
+
+    def __init__(
+        self,
+        channels: int,
+        features: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        dropout: float = 0.1,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(
+            spatial_dims=3,
+            in_channels=channels,
+            out_channels=1,
+            kernel_size=[3] * len(features),
+            strides=[list(step) for step in strides],
+            upsample_kernel_size=[list(step) for step in strides[1:]],
+            filters=list(features),
+            res_block=residual,
         )
-        pairs = list(zip(features[1:], features[:-1]))
-        self.ups = nn.ModuleList(nn.ConvTranspose3d(deep, fine, 2, stride=2) for deep, fine in pairs)
-        self.merges = nn.ModuleList(ConvBlock(2 * fine, fine) for _, fine in pairs)
+        # MONAI keeps every block a second time, nested; and the head is not part of what is pre-trained.
+        del self.skip_layers, self.output_block
+        self.widths, self.out_width, self.fill_width = tuple(features), features[0], channels
+        totals = np.cumprod(strides, axis=0).tolist()
+        # DynUNet calls the step of each stage strides; whoever uses the interface asks for the way from the scan.
+        self.strides = tuple((d, h, w) for d, h, w in totals)
+        self.dropouts = nn.ModuleList(SampleDropout(dropout, stage) for stage in range(len(features)))
+        self.input_block.get_submodule("conv2").register_forward_pre_hook(
+            lambda _, inputs: (self.dropouts[0](inputs[0]),)
+        )
+
+    def check_kernel_stride(self) -> None:
+        """Let networks of two stages be; settings are checked before."""
 
     def encode_from(self, stage: int, x: Tensor) -> Pyramid:
         """See :meth:`EncoderDecoder.encode_from`."""
         pyramid = []
-        for block in list(self.stages)[stage:]:
-            x = block(x)
+        blocks = [self.input_block, *self.downsamples, self.bottleneck]
+        for number in range(stage, len(blocks)):
+            x = blocks[number](self.dropouts[number](x) if number else x)
             pyramid.append(x)
         return pyramid
 
+    def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> Pyramid:
+        """See :meth:`EncoderDecoder.encode_hidden`; the voxels themselves are replaced."""
+        return self.encode(torch.where(hidden[:, None], fill[None, :, None, None, None].to(x.dtype), x))
+
     def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
         """See :meth:`EncoderDecoder.decode`."""
-        if box is not None:
-            pyramid = [box.crop(level, stride) for level, stride in zip(pyramid, self.strides)]
-        x = pyramid[-1]
-        for up, merge, skip in reversed(list(zip(self.ups, self.merges, pyramid[:-1]))):
-            x = merge(torch.cat([up(x), skip], dim=1))
+        *skips, x = self.in_box(pyramid, box)
+        for up, skip in zip(self.upsamples, reversed(skips)):
+            x = up(x, skip)
         return x

@@ -10,78 +10,128 @@ region     consistency                  both answers must agree
 sample     contrast                     two passes that differ by dropout are alike, other patients are not
 =========  ===========================  ==========================================================================
 
-Three things differ from the published code on purpose. The mask is a tensor of its own, so that neither dark voxels
-nor padding count as masked. Consistency compares expected counts, so that its gradient reaches both heads. The
-contrast uses pooled features and enters the encoder again at a later stage instead of running it twice.
+What differs from the published code, on purpose:
+
+- The mask is drawn in two levels, and is a tensor of its own: neither dark voxels nor padding count as masked.
+- Regions are cut out of the grid in space, so that a region's label belongs to its feature.
+- The box lies anywhere, not always in the same corner.
+- Consistency compares expected counts, so that its gradient reaches both heads.
+- The contrast uses pooled features of different patients, with dropout from a chosen stage of the encoder on, where
+  the second pass enters again: that saves running the whole encoder twice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor, nn
 
 from HybridMIMLib.config import PretrainingSettings
+from HybridMIMLib.draws import derived_keys
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.interface import Box, EncoderDecoder, Pyramid
-from HybridMIMLib.pretraining.masking import PatchGrid, by_region, to_voxels
-from HybridMIMLib.randomness import stream_key
+from HybridMIMLib.pretraining.contrast import NegativeQueue, nt_xent, partner_found, pooled
+from HybridMIMLib.pretraining.crops import Crops
+from HybridMIMLib.pretraining.masking import (
+    PatchGrid,
+    Triple,
+    by_region,
+    draw_box,
+    draw_mask,
+    to_voxels,
+    whole_patches,
+)
+from HybridMIMLib.pretraining.objective import Objective, Preview, mode
+from HybridMIMLib.pretraining.targets import error_to_patch_mean, masked_error, normalised, patch_statistics
+
+MASK_RATIO = 0.40
+"""As published."""
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
+class MaskedCrops:
     """Crops with what is hidden of them.
 
     Attributes:
-        image: (B, C, D, H, W), intensities from 0 to 1.
-        inside: (B, D, H, W) True where the crop holds scan and not padding.
+        crops: the crops.
         whole: (B, D', H', W') True for patches without padding.
         mask: (B, D', H', W') True for masked patches, all of them whole.
         box: what is reconstructed.
-        keys: one number a sample, from which its dropout follows.
-        patients: (B) a number for each sample, the same for crops of one patient; None: all differ.
     """
 
-    image: Tensor
-    inside: Tensor
+    crops: Crops
     whole: Tensor
     mask: Tensor
     box: Box
-    keys: tuple[int, ...]
-    patients: Tensor | None = None
 
 
-class HybridMIM(nn.Module):
-    """The objective: a backbone, four heads and five losses.
+class HybridMIM(Objective):
+    """The objective: a backbone, a head for each loss, and five losses; one whose weight is 0 has neither.
 
     Args:
         backbone: encoder and decoder to pre-train.
         grid: crop, patch and region; the region must be a multiple of the backbone's stride.
+        box: voxels of what is reconstructed, along each axis.
         channels: of the scans.
-        settings: weights, temperature and stage of the contrast.
+        settings: ratios, weights, temperature and stage of the contrast.
+        queue: earlier crops to contrast with, 0 for none.
     """
 
+    trains_decoder = True
+
     def __init__(
-        self, backbone: EncoderDecoder, grid: PatchGrid, channels: int, settings: PretrainingSettings
+        self,
+        backbone: EncoderDecoder,
+        grid: PatchGrid,
+        box: Triple,
+        channels: int,
+        settings: PretrainingSettings,
+        queue: int = 0,
     ) -> None:
         super().__init__()
-        self.backbone, self.grid, self.settings = backbone, grid, settings
-        stride = backbone.strides[-1]
-        self.cells = tuple(r // s for r, s in zip(grid.region, stride))
-        count = grid.per_region[0] * grid.per_region[1] * grid.per_region[2]
-        feature = backbone.widths[-1] * self.cells[0] * self.cells[1] * self.cells[2]
-        self.reconstruction = nn.Conv3d(backbone.widths[0], channels, 1)
-        self.number = nn.Linear(feature, count + 1)
-        self.location = nn.Linear(feature, count)
-        self.projection = nn.Linear(backbone.widths[-1], settings.projection)
+        self.backbone, self.grid, self.box, self.settings = backbone, grid, box, settings
+        self.error = "l2" if settings.reconstruction == "auto" else settings.reconstruction
+        self.stage = min(settings.contrast_stage, len(backbone.widths) - 1)
+        self.cells = tuple(r // s for r, s in zip(grid.region, backbone.strides[-1]))
+        count, width = prod(grid.per_region), backbone.widths[-1]
+        feature = width * prod(self.cells)
+        weights = settings
+        self.trains_decoder = weights.partial_weight > 0
+        if weights.partial_weight:
+            self.reconstruction = nn.Conv3d(backbone.out_width, channels, 1)
+        if weights.number_weight or weights.consistency_weight:
+            self.number = nn.Linear(feature, count + 1)
+        if weights.location_weight or weights.consistency_weight:
+            self.location = nn.Linear(feature, count)
+        if weights.contrast_weight:
+            self.projection = nn.Linear(width, settings.projection)
+        self.queue = NegativeQueue(queue, settings.projection) if weights.contrast_weight and queue else None
 
-    def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
+    def mask(self, crops: Crops) -> MaskedCrops:
+        """Draw what is hidden of crops, and the box."""
+        chosen = self.settings
+        whole = whole_patches(crops.sizes, self.grid)
+        ratio = MASK_RATIO if chosen.mask_ratio is None else chosen.mask_ratio
+        content = _variation(crops.image) if chosen.box_placement == "content" else None
+        return MaskedCrops(
+            crops,
+            whole,
+            draw_mask(crops.keys, self.grid, whole, ratio, chosen.region_ratio),
+            draw_box(crops.keys, self.grid, whole, self.box, self.backbone.strides[-1], content),
+        )
+
+    def losses(self, crops: Crops) -> dict[str, Tensor]:
+        """See :meth:`Objective.losses`."""
+        return self.losses_of(self.mask(crops))
+
+    def losses_of(self, batch: MaskedCrops) -> dict[str, Tensor]:
         """The losses by name, each multiplied by its weight; one whose weight is 0 is not computed."""
         weights = self.settings
-        pyramid = self._encode(0, self.masked(batch), batch.keys, "first pass")
+        pyramid = self._encode(0, self.hide(batch), batch.crops.keys, "first pass")
         losses: dict[str, Tensor] = {}
         if weights.partial_weight:
             losses["partial"] = weights.partial_weight * self.partial_loss(pyramid, batch)
@@ -90,73 +140,125 @@ class HybridMIM(nn.Module):
             losses["contrast"] = weights.contrast_weight * self.contrast_loss(pyramid, batch)
         return losses
 
-    def masked(self, batch: MaskedBatch) -> Tensor:
+    def hide(self, batch: MaskedCrops) -> Tensor:
         """The image with the voxels of masked patches set to 0."""
         hidden = to_voxels(batch.mask, self.grid.patch)
-        return batch.image.masked_fill(hidden[:, None], 0.0)
+        return batch.crops.image.masked_fill(hidden[:, None], 0.0)
 
-    def partial_loss(self, pyramid: Pyramid, batch: MaskedBatch) -> Tensor:
-        """Mean squared error over the masked voxels inside the box (partial region prediction)."""
-        features = self.backbone.decode(pyramid, batch.box)
-        predicted = torch.sigmoid(self.reconstruction(features))
-        hidden = to_voxels(batch.mask, self.grid.patch)[:, None].to(predicted.dtype)
-        hidden, target = batch.box.crop(hidden), batch.box.crop(batch.image)
-        count = (hidden.sum() * target.shape[1]).clamp(min=1)
-        return (hidden * (predicted - target) ** 2).sum() / count
+    def partial_loss(self, pyramid: Pyramid, batch: MaskedCrops) -> Tensor:
+        """Mean error over the masked voxels inside the box (partial region prediction)."""
+        predicted = self.predict(pyramid, batch.box)
+        image = batch.crops.image
+        target = image if self.settings.target == "raw" else normalised(image, self.grid.patch)
+        return masked_error(predicted, batch.box.crop(target), self._hidden_in_box(batch), self.error)
 
-    def region_logits(self, bottleneck: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of number (B, regions, patches + 1) and of location (B, regions, patches)."""
+    def predict(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
+        """What lies in the box, or everywhere: intensities, or what :func:`normalised` makes of them."""
+        values: Tensor = self.reconstruction(self.backbone.decode(pyramid, box))
+        return torch.sigmoid(values) if self.settings.target == "raw" else values
+
+    def number_logits(self, bottleneck: Tensor) -> Tensor:
+        """Logits (B, regions, patches + 1) of how many patches of each region are masked."""
+        logits: Tensor = self.number(self._region_features(bottleneck))
+        return logits
+
+    def location_logits(self, bottleneck: Tensor) -> Tensor:
+        """Logits (B, regions, patches) of which patches of each region are masked."""
+        logits: Tensor = self.location(self._region_features(bottleneck))
+        return logits
+
+    def contrast_loss(self, pyramid: Pyramid, batch: MaskedCrops) -> Tensor:
+        """NT-Xent between this pass and a second one that differs by dropout from a stage of the encoder on."""
+        one, other = self._views(pyramid, batch)
+        patients = batch.crops.patients
+        loss = nt_xent(one, other, self.settings.contrast_temperature, patients, self.queue)
+        if self.queue is not None:
+            self.queue.push(one.detach(), patients)
+        return loss
+
+    def measures(self, crops: Crops) -> dict[str, float]:
+        """See :meth:`Objective.measures`; the chance floor of a head is the best answer that is always the same."""
+        batch = self.mask(crops)
+        found: dict[str, Tensor] = {}
+        with torch.no_grad(), mode(self, training=False):
+            pyramid = self.backbone.encode(self.hide(batch))
+            target, whole = by_region(batch.mask, self.grid), by_region(batch.whole, self.grid)
+            if hasattr(self, "number"):
+                used, counts = whole.any(dim=-1), target.sum(dim=-1)
+                right = self.number_logits(pyramid[-1]).argmax(dim=-1) == counts
+                found["number_accuracy"] = _mean(right, used)
+                always = torch.stack([_mean(counts == n, used) for n in range(prod(self.grid.per_region) + 1)])
+                found["number_chance"] = always.amax()
+            if hasattr(self, "location"):
+                right = (self.location_logits(pyramid[-1]) > 0) == target
+                found["location_accuracy"] = _mean(right, whole)
+                masked = _mean(target, whole)
+                found["location_chance"] = torch.maximum(masked, 1 - masked)
+            if hasattr(self, "reconstruction"):
+                predicted = self._intensities(self.predict(pyramid, batch.box), batch)
+                image, hidden = batch.box.crop(crops.image), self._hidden_in_box(batch)
+                found["error_to_patch_mean"] = error_to_patch_mean(predicted, image, hidden, self.grid.patch)
+        if hasattr(self, "projection"):
+            with torch.no_grad(), mode(self, training=True):
+                one, other = self._views(self._encode(0, self.hide(batch), crops.keys, "first pass"), batch)
+                found["contrast_accuracy"], found["contrast_chance"] = partner_found(one, other, crops.patients)
+        return {name: float(value) for name, value in found.items()}
+
+    def preview(self, crops: Crops) -> Preview | None:
+        """See :meth:`Objective.preview`; the whole crop is decoded, not the box alone."""
+        if not hasattr(self, "reconstruction"):
+            return None
+        batch = self.mask(crops)
+        with torch.no_grad(), mode(self, training=False):
+            masked = self.hide(batch)
+            predicted = self.predict(self.backbone.encode(masked))
+        if self.settings.target == "normalised":
+            mean, deviation = patch_statistics(crops.image, self.grid.patch)
+            predicted = predicted * deviation + mean
+        return Preview(masked, predicted, to_voxels(batch.mask, self.grid.patch))
+
+    def _region_losses(self, bottleneck: Tensor, batch: MaskedCrops) -> dict[str, Tensor]:
+        weights = self.settings
+        target, whole = by_region(batch.mask, self.grid), by_region(batch.whole, self.grid)
+        number = self.number_logits(bottleneck) if hasattr(self, "number") else None
+        location = self.location_logits(bottleneck) if hasattr(self, "location") else None
+        losses = {}
+        if weights.number_weight and number is not None:
+            losses["number"] = weights.number_weight * number_loss(number, target, whole)
+        if weights.location_weight and location is not None:
+            losses["location"] = weights.location_weight * location_loss(location, target, whole)
+        if weights.consistency_weight and number is not None and location is not None:
+            losses["consistency"] = weights.consistency_weight * consistency_loss(number, location, whole)
+        return losses
+
+    def _region_features(self, bottleneck: Tensor) -> Tensor:
+        """(B, regions, features): the bottleneck's voxels inside each region, one after another."""
         d, h, w = self.cells
         pattern = "b c (rd d) (rh h) (rw w) -> b (rd rh rw) (c d h w)"
-        feature = rearrange(bottleneck, pattern, d=d, h=h, w=w)
-        return self.number(feature), self.location(feature)
+        return rearrange(bottleneck, pattern, d=d, h=h, w=w)
 
-    def contrast_loss(self, pyramid: Pyramid, batch: MaskedBatch) -> Tensor:
-        """NT-Xent between this pass and a second one that differs by dropout from a stage of the encoder on."""
-        stage = min(self.settings.contrast_stage, len(pyramid) - 1)
-        entry = self.masked(batch) if stage == 0 else pyramid[stage - 1]
-        second = self._encode(stage, entry, batch.keys, "second pass")
-        views = [self.projection(self._pool(level, batch.inside)) for level in (pyramid[-1], second[-1])]
-        return nt_xent(views[0], views[1], self.settings.contrast_temperature, batch.patients)
+    def _views(self, pyramid: Pyramid, batch: MaskedCrops) -> tuple[Tensor, Tensor]:
+        """Projections (B, F) of a first pass and of a second one that enters the encoder again."""
+        entry = self.hide(batch) if self.stage == 0 else pyramid[self.stage - 1]
+        second = self._encode(self.stage, entry, batch.crops.keys, "second pass")
+        stride, sizes = self.backbone.strides[-1], batch.crops.sizes
+        one, other = (self.projection(pooled(passed[-1], sizes, stride)) for passed in (pyramid, second))
+        return one, other
 
-    def accuracies(self, batch: MaskedBatch) -> dict[str, float]:
-        """Shares of right answers of the region heads, without dropout."""
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
-            number, location = self.region_logits(self.backbone.encode(self.masked(batch))[-1])
-        self.train(was_training)
-        target, whole = by_region(batch.mask, self.grid), by_region(batch.whole, self.grid)
-        right_number = (number.argmax(-1) == target.sum(-1))[whole.any(-1)]
-        right_location = ((location > 0) == target)[whole]
-        return {
-            "number_accuracy": float(_mean(right_number.float())),
-            "location_accuracy": float(_mean(right_location.float())),
-        }
-
-    def _region_losses(self, bottleneck: Tensor, batch: MaskedBatch) -> dict[str, Tensor]:
-        weights = self.settings
-        if not (weights.number_weight or weights.location_weight or weights.consistency_weight):
-            return {}
-        number, location = self.region_logits(bottleneck)
-        target, whole = by_region(batch.mask, self.grid), by_region(batch.whole, self.grid)
-        parts = {
-            "number": (weights.number_weight, lambda: number_loss(number, target, whole)),
-            "location": (weights.location_weight, lambda: location_loss(location, target, whole)),
-            "consistency": (weights.consistency_weight, lambda: consistency_loss(number, location, whole)),
-        }
-        return {name: weight * loss() for name, (weight, loss) in parts.items() if weight}
-
-    def _encode(self, stage: int, x: Tensor, keys: tuple[int, ...], which: str) -> Pyramid:
-        with dropout_keys([stream_key(key, which) for key in keys]):
+    def _encode(self, stage: int, x: Tensor, keys: Tensor, which: str) -> Pyramid:
+        with dropout_keys(derived_keys(keys, which), from_stage=self.stage):
             return self.backbone.encode_from(stage, x)
 
-    def _pool(self, bottleneck: Tensor, inside: Tensor) -> Tensor:
-        """Mean over the voxels of the bottleneck (B, C, d, h, w), each weighted by how much of it is scan."""
-        stride = self.backbone.strides[-1]
-        weight = F.avg_pool3d(inside[:, None].to(bottleneck.dtype), stride)
-        total = reduce(weight, "b c d h w -> b c", "sum").clamp(min=1e-6)
-        return reduce(bottleneck * weight, "b c d h w -> b c", "sum") / total
+    def _hidden_in_box(self, batch: MaskedCrops) -> Tensor:
+        hidden = to_voxels(batch.mask, self.grid.patch)[:, None]
+        return batch.box.crop(hidden.to(batch.crops.image.dtype))
+
+    def _intensities(self, predicted: Tensor, batch: MaskedCrops) -> Tensor:
+        """What was predicted in the box, as intensities."""
+        if self.settings.target == "raw":
+            return predicted
+        mean, deviation = patch_statistics(batch.crops.image, self.grid.patch)
+        return predicted * batch.box.crop(deviation) + batch.box.crop(mean)
 
 
 def number_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
@@ -167,14 +269,14 @@ def number_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
         target: (B, R, P) True for masked patches.
         whole: (B, R, P) True for patches without padding; regions with none are left out.
     """
-    used = whole.any(dim=-1)
-    return _mean(F.cross_entropy(logits[used], target.sum(dim=-1)[used], reduction="none"))
+    losses = F.cross_entropy(logits.flatten(0, 1), target.sum(dim=-1).flatten(), reduction="none")
+    return _mean(losses.reshape(whole.shape[:2]), whole.any(dim=-1))
 
 
 def location_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
     """Binary cross-entropy of which patches of a region are masked; all arguments (B, R, P), padding left out."""
-    losses = F.binary_cross_entropy_with_logits(logits[whole], target[whole].to(logits.dtype), reduction="none")
-    return _mean(losses)
+    losses = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+    return _mean(losses, whole)
 
 
 def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
@@ -188,28 +290,16 @@ def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
     counts = torch.arange(number.shape[-1], device=number.device, dtype=number.dtype)
     by_number = (number.softmax(dim=-1) * counts).sum(dim=-1)
     by_location = (location.sigmoid() * whole).sum(dim=-1)
-    return _mean(((by_number - by_location) ** 2)[whole.any(dim=-1)])
+    return _mean((by_number - by_location) ** 2, whole.any(dim=-1))
 
 
-def nt_xent(one: Tensor, other: Tensor, temperature: float, patients: Tensor | None = None) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (SimCLR, arXiv:2002.05709, equation 1).
-
-    Args:
-        one, other: (B, F) two views of the same B samples; row i of one belongs to row i of the other.
-        temperature: divides the cosine similarities.
-        patients: (B) a number for each sample; samples with the same number are no negatives of each other.
-    """
-    views = F.normalize(torch.cat([one, other]), dim=1)
-    similarity = views @ views.T / temperature
-    itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
-    partner = torch.arange(len(views), device=views.device).roll(len(one))
-    left_out = itself
-    if patients is not None:
-        both = torch.cat([patients, patients])
-        left_out = (both[:, None] == both[None, :]).scatter(1, partner[:, None], False)
-    return F.cross_entropy(similarity.masked_fill(left_out, float("-inf")), partner)
+def _mean(values: Tensor, used: Tensor) -> Tensor:
+    """Mean over what is used; 0 of nothing, as where every scan of a batch is thinner than a patch."""
+    values = values.to(torch.float32) if values.dtype == torch.bool else values
+    return (values * used).sum() / used.sum().clamp(min=1)
 
 
-def _mean(values: Tensor) -> Tensor:
-    """Mean; 0 of nothing, as where every scan of a batch is thinner than a patch."""
-    return values.sum() / max(values.numel(), 1)
+def _variation(image: Tensor) -> Tensor:
+    """(B, D, H, W) how much intensities change from voxel to voxel; padding and air have little of it."""
+    steps = [F.pad(image.diff(dim=axis).abs(), pad) for axis, pad in ((2, (0, 0, 0, 0, 0, 1)), (3, (0, 0, 0, 1)))]
+    return sum(steps, F.pad(image.diff(dim=4).abs(), (0, 1))).mean(dim=1)

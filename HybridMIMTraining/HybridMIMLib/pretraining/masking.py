@@ -1,23 +1,25 @@
-"""Patches, regions and two-level masks: pure functions that every masked objective shares.
+"""Patches, regions, masks and boxes: pure functions on whole batches that every masked objective shares.
 
 A crop is a grid of patches; a region (sub-volume) is a block of neighbouring patches. Level 1 of the masking draws
-WHICH regions are touched, level 2 HOW the patches inside a touched one are masked (arXiv:2303.10333).
+WHICH regions are touched, level 2 HOW the patches inside a touched one are masked (arXiv:2303.10333). Everything is
+drawn on the training device from the keys of the samples, without a look back by the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
-import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.architectures import check_divides
+from HybridMIMLib.config import Share
+from HybridMIMLib.draws import ranks, uniform
+from HybridMIMLib.networks.interface import Box
 
-BoolArray = npt.NDArray[np.bool_]
 Triple = tuple[int, int, int]
 
 
@@ -34,16 +36,8 @@ class PatchGrid:
     region: Triple
 
     def __post_init__(self) -> None:
-        for big, small, names in (
-            (self.crop, self.region, "crop region"),
-            (self.region, self.patch, "region patch"),
-        ):
-            if any(b % s for b, s in zip(big, small)):
-                first, second = names.split()
-                raise SettingsError(
-                    f"plan.{first} {list(big)} is not a multiple of plan.{second} {list(small)}",
-                    cure="Choose sizes that divide evenly.",
-                )
+        check_divides("plan.region", self.region, "plan.patch", self.patch)
+        check_divides("plan.crop", self.crop, "plan.region", self.region)
 
     @property
     def patches(self) -> Triple:
@@ -72,97 +66,138 @@ def by_region(patches: Tensor, grid: PatchGrid) -> Tensor:
     return rearrange(patches, pattern, pd=d, ph=h, pw=w)
 
 
+def to_patches(regions: Tensor, grid: PatchGrid) -> Tensor:
+    """The inverse of :func:`by_region`: (B, regions, patches of a region) → (B, D', H', W')."""
+    (rd, rh, rw), (pd, ph, pw) = grid.regions, grid.per_region
+    pattern = "b (rd rh rw) (pd ph pw) -> b (rd pd) (rh ph) (rw pw)"
+    return rearrange(regions, pattern, rd=rd, rh=rh, rw=rw, pd=pd, ph=ph, pw=pw)
+
+
 def to_voxels(patches: Tensor, patch: Triple) -> Tensor:
     """Give every voxel the value of its patch: (B, D', H', W') → (B, D, H, W)."""
     d, h, w = patch
     return repeat(patches, "b d h w -> b (d pd) (h ph) (w pw)", pd=d, ph=h, pw=w)
 
 
-def whole_patches(size: Sequence[int], grid: PatchGrid) -> BoolArray:
-    """Which patches lie inside a scan that fills the first ``size`` voxels of the crop; the rest is padding.
+def whole_patches(sizes: Tensor, grid: PatchGrid) -> Tensor:
+    """Which patches lie inside scans that fill the first ``sizes`` (B, 3) voxels; the rest is padding.
 
     A patch with a single padded voxel counts as padding: it is never masked, counted or reconstructed.
+
+    Returns:
+        (B, D', H', W') bool.
     """
-    inside = [
-        (np.arange(count) + 1) * patch <= length for count, patch, length in zip(grid.patches, grid.patch, size)
-    ]
-    return inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+    d, h, w = (
+        (torch.arange(1, count + 1, device=sizes.device) * side)[None, :] <= sizes[:, axis, None]
+        for axis, (count, side) in enumerate(zip(grid.patches, grid.patch))
+    )
+    return d[:, :, None, None] & h[:, None, :, None] & w[:, None, None, :]
 
 
-def draw_mask(
-    random: np.random.Generator, grid: PatchGrid, whole: BoolArray, mask_ratio: float, region_ratio: float
-) -> BoolArray:
-    """Draw a two-level mask.
+def draw_share(keys: Tensor, purpose: str, share: Share) -> Tensor:
+    """A share for each sample (B): as given, or drawn evenly from a range."""
+    low, high = share if isinstance(share, list) else (share, share)
+    return low + (high - low) * uniform(keys, purpose)
+
+
+def draw_patches(keys: Tensor, whole: Tensor, mask_ratio: Share) -> Tensor:
+    """Draw which patches are masked, all as likely (SimMIM, MAE).
 
     Args:
-        random: where the draws come from.
+        keys: (B) of the samples.
+        whole: (B, D', H', W') which patches may be masked.
+        mask_ratio: share of the whole patches, exact to one patch; at least one where there is one.
+
+    Returns:
+        (B, D', H', W') True where a patch is masked.
+    """
+    flat = whole.flatten(1)
+    wanted = _count(draw_share(keys, "mask ratio", mask_ratio), flat.sum(dim=1))
+    order = uniform(keys, "masked patches", flat.shape[1])
+    return _smallest(order, flat, wanted).reshape(whole.shape)
+
+
+def draw_mask(keys: Tensor, grid: PatchGrid, whole: Tensor, mask_ratio: Share, region_ratio: Share) -> Tensor:
+    """Draw two-level masks (arXiv:2303.10333).
+
+    Level 1 draws the touched regions. Level 2 draws as many patches in them as ``mask_ratio`` asks for, at least one
+    in each and otherwise all as likely, so that the counts of the regions follow the multivariate hypergeometric law.
+
+    Args:
+        keys: (B) of the samples.
         grid: crop, patch and region.
-        whole: (D', H', W') which patches may be masked.
+        whole: (B, D', H', W') which patches may be masked.
         mask_ratio: share of the whole patches that is masked, exact to one patch.
         region_ratio: share of the regions that is touched; more are, where those cannot hold the masked patches,
             and fewer, where there are not as many masked patches.
 
     Returns:
-        (D', H', W') True where a patch is masked.
+        (B, D', H', W') True where a patch is masked.
     """
-    room = _split(whole, grid)
-    capacity = room.sum(axis=1)
-    masked = _at_least_one(mask_ratio * int(capacity.sum()), int(capacity.sum()))
-    touched = _draw_regions(random, capacity, masked, region_ratio)
-    counts = _draw_counts(random, np.where(touched, capacity, 0), masked)
-    # Of each region the patches with the smallest random numbers are masked; padded ones come last.
-    order = np.where(room, random.random(room.shape), np.inf)
-    rank = order.argsort(axis=1).argsort(axis=1)
-    return _join(rank < counts[:, None], grid)
+    room = by_region(whole, grid)
+    capacity = room.sum(dim=2)
+    masked = _count(draw_share(keys, "mask ratio", mask_ratio), capacity.sum(dim=1))
+    touched = _draw_regions(keys, capacity, masked, draw_share(keys, "region ratio", region_ratio))
+    allowed = room & touched[:, :, None]
+    order = uniform(keys, "masked patches", *room.shape[1:]).masked_fill(~allowed, 2.0)
+    # One patch of each touched region comes before all others, so that no touched region stays whole.
+    first = allowed & (ranks(order.flatten(0, 1)).reshape(order.shape) == 0)
+    order = torch.where(first, order - 1, order)
+    mask = _smallest(order.flatten(1), allowed.flatten(1), masked).reshape(room.shape)
+    return to_patches(mask, grid)
 
 
-def draw_box(random: np.random.Generator, grid: PatchGrid, whole: BoolArray, size: Triple, step: Triple) -> Triple:
-    """Draw the first voxel of a box of ``size`` voxels, at a multiple of ``step``, with no padding inside.
+def _draw_regions(keys: Tensor, capacity: Tensor, masked: Tensor, region_ratio: Tensor) -> Tensor:
+    """(B, R) True for touched regions; those without a whole patch never are."""
+    usable = capacity > 0
+    order = ranks(uniform(keys, "touched regions", capacity.shape[1]).masked_fill(~usable, 2.0))
+    wanted = torch.minimum(_count(region_ratio, usable.sum(dim=1)), masked)
+    # How many regions it takes, in the order drawn, to hold the masked patches.
+    in_order = torch.zeros_like(capacity).scatter(1, order, capacity)
+    enough = (in_order.cumsum(dim=1) < masked[:, None]).sum(dim=1) + 1
+    return usable & (order < torch.maximum(wanted, torch.where(masked > 0, enough, 0))[:, None])
 
-    Where the scan is smaller than the box, it is drawn among the places with the most whole patches.
+
+def draw_box(
+    keys: Tensor, grid: PatchGrid, whole: Tensor, size: Triple, step: Triple, content: Tensor | None = None
+) -> Box:
+    """Draw a box of ``size`` voxels for each sample, at a multiple of ``step``, with no padding inside.
+
+    Where a scan is smaller than the box, it is drawn among the places with the most whole patches.
+
+    Args:
+        keys: (B) of the samples.
+        grid: crop, patch and region.
+        whole: (B, D', H', W') which patches hold no padding.
+        size: of the box, multiples of ``step``.
+        step: stride of the network.
+        content: (B, D, H, W) from 0 up; a place is as likely as the box there has content. None: all as likely.
     """
-    starts = [np.arange(0, c - s + 1, t) for c, s, t in zip(grid.crop, size, step)]
-    inside = repeat(whole, "d h w -> (d a) (h b) (w c)", a=grid.patch[0], b=grid.patch[1], c=grid.patch[2])
-    # Whole patches form a block from the origin, so what a box holds of it is a product over the axes.
-    reach = [int(inside.any(axis=other).sum()) for other in ((1, 2), (0, 2), (0, 1))]
-    held = [np.clip(r - s, 0, n) for r, s, n in zip(reach, starts, size)]
-    volume = held[0][:, None, None] * held[1][None, :, None] * held[2][None, None, :]
-    best = np.argwhere(volume == volume.max())
-    place = best[random.integers(len(best))]
-    return (int(starts[0][place[0]]), int(starts[1][place[1]]), int(starts[2][place[2]]))
+    window, places = _divide(size, step), tuple((c - s) // t + 1 for c, s, t in zip(grid.crop, size, step))
+    inside = F.avg_pool3d(to_voxels(whole, grid.patch)[:, None].to(torch.float32), step)
+    held = F.avg_pool3d(inside, window, stride=1).flatten(1)
+    # The shares are sums of the same few numbers in different orders.
+    best = held >= held.amax(dim=1, keepdim=True) - 1e-4
+    chance = best.to(torch.float32)
+    if content is not None:
+        amount = F.avg_pool3d(F.avg_pool3d(content[:, None], step), window, stride=1).flatten(1)
+        # Places without any content are as likely as each other where there is none anywhere.
+        chance = chance * (amount + 1e-6 * amount.amax(dim=1, keepdim=True) + 1e-12)
+    total = chance.cumsum(dim=1)
+    drawn = (uniform(keys, "box") * total[:, -1])[:, None]
+    place = (total <= drawn).sum(dim=1).clamp(max=prod(places) - 1)
+    lower = place // (places[1] * places[2]), place // places[2] % places[1], place % places[2]
+    return Box(torch.stack([at * t for at, t in zip(lower, step)], dim=1), size)
 
 
-def _draw_regions(
-    random: np.random.Generator, capacity: npt.NDArray[np.int64], masked: int, region_ratio: float
-) -> BoolArray:
-    usable = np.flatnonzero(capacity)
-    order = random.permutation(usable)
-    wanted = min(_at_least_one(region_ratio * len(usable), len(usable)), masked)
-    enough = int(np.searchsorted(np.cumsum(capacity[order]), masked)) + 1 if masked else 0
-    touched = np.zeros(len(capacity), dtype=bool)
-    touched[order[: max(wanted, enough)]] = True
-    return touched
+def _count(share: Tensor, of: Tensor) -> Tensor:
+    """The share of a number, rounded, and at least one where there is one."""
+    return torch.minimum((share * of).round().to(torch.int64).clamp(min=1), of)
 
 
-def _draw_counts(random: np.random.Generator, room: npt.NDArray[np.int64], masked: int) -> npt.NDArray[np.int64]:
-    counts = (room > 0).astype(np.int64)
-    rest = masked - int(counts.sum())
-    return counts + random.multivariate_hypergeometric(room - counts, rest, method="marginals")
-
-
-def _split(patches: BoolArray, grid: PatchGrid) -> BoolArray:
-    return by_region(torch.from_numpy(patches)[None], grid)[0].numpy()
-
-
-def _join(patches: BoolArray, grid: PatchGrid) -> BoolArray:
-    (rd, rh, rw), (pd, ph, pw) = grid.regions, grid.per_region
-    pattern = "(rd rh rw) (pd ph pw) -> (rd pd) (rh ph) (rw pw)"
-    joined: BoolArray = rearrange(patches, pattern, rd=rd, rh=rh, rw=rw, pd=pd, ph=ph, pw=pw)
-    return joined
-
-
-def _at_least_one(number: float, most: int) -> int:
-    return min(max(round(number), 1), most)
+def _smallest(order: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
+    """(B, N) True for the ``count`` (B) smallest of the allowed values in each row."""
+    return allowed & (ranks(order.masked_fill(~allowed, 2.0)) < count[:, None])
 
 
 def _divide(big: Triple, small: Triple) -> Triple:

@@ -1,0 +1,163 @@
+"""What the settings of a network mean: sizes, strides, and which crops, regions and patches go with them.
+
+No torch here: the plan of a set of scans, ``--help`` and the panels ask these questions before any network is made.
+
+============  =====================================  ==============================  ==========================
+architecture  tiny                                   small                           base
+============  =====================================  ==============================  ==========================
+unet,         16, 32, 64, 128 channels               32, 64, 128, 256                64, 64, 128, 256, 512, the
+resunet                                                                              last at the same grid as
+                                                                                     the one before
+swinunetr     12 features, 1 block a stage           24 features, 2 blocks           48 features, 2 blocks
+unetr         96 wide, 3 heads, 4 features           384 wide, 6 heads, 8 features   768 wide, 12 heads, 16
+segresnet     8 filters, 1-1-1-1 blocks              16 filters, 1-2-2-4             32 filters, 1-2-2-4
+============  =====================================  ==============================  ==========================
+
+Base is what the papers used: HybridMIM's U-Net and SwinUNETR (arXiv:2303.10333), ViT-B (arXiv:2204.11716).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import lcm, prod
+
+from HybridMIMLib.config import NetworkSettings
+from HybridMIMLib.errors import SettingsError
+
+Triple = tuple[int, int, int]
+
+CONVOLUTIONAL = ("unet", "resunet", "segresnet")
+U_NETS = ("unet", "resunet")
+FEATURES = {"tiny": [16, 32, 64, 128], "small": [32, 64, 128, 256], "base": [64, 64, 128, 256, 512]}
+HALVINGS = 3
+"""Of the U-Nets that are named by size; the published one has a bottleneck at 1/8."""
+_SWIN_STRIDE, _SWIN_TOKEN, _SEGRESNET_STRIDE = 32, 2, 8
+
+
+@dataclass(frozen=True)
+class SwinSize:
+    """Numbers of a SwinUNETR."""
+
+    features: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VitSize:
+    """Numbers of a UNETR: its ViT, of twelve blocks, and the channels of its decoder's finest level."""
+
+    width: int
+    heads: int
+    features: int
+
+
+@dataclass(frozen=True)
+class SegResNetSize:
+    """Numbers of a SegResNet."""
+
+    filters: int
+    blocks: tuple[int, ...]
+
+
+SWIN = {
+    "tiny": SwinSize(12, (1, 1, 1, 1), (1, 2, 4, 8)),
+    "small": SwinSize(24, (2, 2, 2, 2), (3, 6, 12, 24)),
+    "base": SwinSize(48, (2, 2, 2, 2), (3, 6, 12, 24)),
+}
+VIT = {"tiny": VitSize(96, 3, 4), "small": VitSize(384, 6, 8), "base": VitSize(768, 12, 16)}
+SEGRESNET = {
+    "tiny": SegResNetSize(8, (1, 1, 1, 1)),
+    "small": SegResNetSize(16, (1, 2, 2, 4)),
+    "base": SegResNetSize(32, (1, 2, 2, 4)),
+}
+
+
+def settled(settings: NetworkSettings, spacing: Sequence[float]) -> NetworkSettings:
+    """The same network with nothing left open: channels and strides of a U-Net follow from size and spacing.
+
+    An axis is halved at a stage where its voxels are at most twice as long as the shortest, so that thick slices are
+    kept until the others have caught up (nnU-Net's rule, Isensee et al., arXiv:1904.08128).
+
+    Args:
+        settings: as the user gave them.
+        spacing: of the prepared scans, in mm along R, A, S.
+    """
+    if settings.architecture not in U_NETS or (settings.features and settings.strides):
+        return settings
+    features = settings.features or FEATURES[settings.size]
+    halvings = len(features) - 1 if settings.features else HALVINGS
+    return replace(settings, features=list(features), strides=_strides(len(features), halvings, spacing))
+
+
+def _strides(stages: int, halvings: int, spacing: Sequence[float]) -> list[list[int]]:
+    strides, lengths = [[1, 1, 1]], list(spacing)
+    for stage in range(1, stages):
+        shortest = min(lengths)
+        step = [2 if stage <= halvings and length <= 2 * shortest else 1 for length in lengths]
+        lengths = [length * s for length, s in zip(lengths, step)]
+        strides.append(step)
+    return strides
+
+
+def total_stride(settings: NetworkSettings) -> Triple:
+    """Voxels of the scan between voxels of the bottleneck, along each axis, of :func:`settled` settings."""
+    if settings.architecture in U_NETS:
+        assert settings.strides is not None, "settings that are not settled have no stride"
+        d, h, w = (prod(step[axis] for step in settings.strides) for axis in range(3))
+        return (d, h, w)
+    side = {"swinunetr": _SWIN_STRIDE, "unetr": settings.token, "segresnet": _SEGRESNET_STRIDE}[settings.architecture]
+    return (side, side, side)
+
+
+def token_size(settings: NetworkSettings) -> int:
+    """Voxels along a side of what the encoder embeds as one: 1 for convolutions."""
+    return {"swinunetr": _SWIN_TOKEN, "unetr": settings.token}.get(settings.architecture, 1)
+
+
+def default_region(patch: int, stride: int, size: float) -> int:
+    """Two patches along an axis, in steps of patch and stride; one where the scan has no room for more."""
+    step = lcm(patch, stride)
+    return step * max(-(-2 * patch // step), 1) if size >= step else step
+
+
+def check_sizes(settings: NetworkSettings, crop: Sequence[int], patch: Sequence[int], region: Sequence[int]) -> None:
+    """See whether crop, region and patch fit each other and the network, of :func:`settled` settings.
+
+    Raises:
+        SettingsError: they do not; the cure names the nearest values that do.
+    """
+    stride = total_stride(settings)
+    check_divides("plan.region", region, "plan.patch", patch)
+    check_divides("plan.region", region, f"the stride of the network ({settings.architecture})", stride)
+    check_divides("plan.crop", crop, "plan.region", region)
+    if all(c == s for c, s in zip(crop, stride)):
+        larger = [c + r for c, r in zip(crop, region)]
+        raise SettingsError(
+            f"plan.crop {list(crop)} leaves a single voxel at the network's stride of {list(stride)}",
+            cure=f"Choose a larger crop, such as {larger}, or a network with a smaller stride.",
+        )
+    if settings.architecture == "swinunetr" and settings.window > (most := min(crop) // _SWIN_TOKEN):
+        raise SettingsError(
+            f"network.window {settings.window} is larger than the map of {[c // _SWIN_TOKEN for c in crop]} tokens "
+            f"that plan.crop {list(crop)} gives",
+            cure=f"Set network.window to {most} or less, or plan.crop to {[2 * settings.window] * 3} or more.",
+        )
+
+
+def check_divides(name: str, value: Sequence[int], by_name: str, by: Sequence[int]) -> None:
+    """See whether each part of a size is a multiple of a smaller size.
+
+    Raises:
+        SettingsError: it is not; the cure names the nearest multiples below and above.
+    """
+    if not any(v % b for v, b in zip(value, by)):
+        return
+    below = [max(v // b, 1) * b for v, b in zip(value, by)]
+    above = [-(-v // b) * b for v, b in zip(value, by)]
+    nearest = f"{above}" if below == above or any(v < b for v, b in zip(value, by)) else f"{below} or {above}"
+    raise SettingsError(
+        f"{name} {list(value)} is not a multiple of {by_name} {list(by)}",
+        cure=f"The nearest for {name} is {nearest}.",
+    )

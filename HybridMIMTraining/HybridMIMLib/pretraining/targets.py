@@ -1,0 +1,59 @@
+"""What a masked objective reconstructs, and how far a reconstruction is off: over masked voxels alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+_SMALLEST_VARIANCE = 1e-6
+
+
+def patch_statistics(image: Tensor, patch: Triple) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch and channel, both given to every voxel: (B, C, D, H, W).
+
+    The variance is bounded from below, as in MAE (arXiv:2111.06377), because a patch of air has none.
+    """
+    d, h, w = patch
+    voxels = rearrange(image, "b c (d pd) (h ph) (w pw) -> b c d h w (pd ph pw)", pd=d, ph=h, pw=w)
+    mean = voxels.mean(dim=-1)
+    deviation = (voxels.var(dim=-1, correction=0) + _SMALLEST_VARIANCE).sqrt()
+    pattern = "b c d h w -> b c (d pd) (h ph) (w pw)"
+    return repeat(mean, pattern, pd=d, ph=h, pw=w), repeat(deviation, pattern, pd=d, ph=h, pw=w)
+
+
+def normalised(image: Tensor, patch: Triple) -> Tensor:
+    """Each patch of (B, C, D, H, W) brought to mean 0 and spread 1 (MAE, arXiv:2111.06377, section 4)."""
+    mean, deviation = patch_statistics(image, patch)
+    return (image - mean) / deviation
+
+
+def masked_error(predicted: Tensor, target: Tensor, hidden: Tensor, kind: str) -> Tensor:
+    """Mean error over hidden voxels; 0 where nothing is hidden.
+
+    Args:
+        predicted, target: (B, C, D, H, W).
+        hidden: (B, 1, D, H, W) 1 for hidden voxels, else 0.
+        kind: ``"l1"`` absolute, or ``"l2"`` squared.
+    """
+    loss = F.l1_loss if kind == "l1" else F.mse_loss
+    errors = loss(predicted, target, reduction="none") * hidden
+    return errors.sum() / (hidden.sum() * target.shape[1]).clamp(min=1)
+
+
+def error_to_patch_mean(predicted: Tensor, image: Tensor, hidden: Tensor, patch: Triple) -> Tensor:
+    """Squared error over hidden voxels as a share of what the true mean of each patch would give.
+
+    A reconstruction below 1 shows more of a hidden patch than how bright it is.
+
+    Args:
+        predicted, image: (B, C, D, H, W) intensities.
+        hidden: (B, 1, D, H, W) 1 for hidden voxels, else 0.
+        patch: voxels along each axis.
+    """
+    mean, _ = patch_statistics(image, patch)
+    floor = masked_error(mean, image, hidden, "l2")
+    return masked_error(predicted, image, hidden, "l2") / torch.clamp(floor, min=1e-12)
