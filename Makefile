@@ -18,6 +18,7 @@ test: lint types
 bench: $(READY)
 	$(BIN)/python Testing/Benchmarks/first_way.py
 	$(BIN)/python Testing/Benchmarks/data.py
+	$(BIN)/python Testing/Benchmarks/pretraining.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -92,6 +92,7 @@ def save_threshold_model(folder: Path, name: str = "Threshold") -> Path:
     """
     import torch
 
+    from HybridMIMLib.architectures import settled
     from HybridMIMLib.config import NetworkSettings
     from HybridMIMLib.data.classes import LabelClass
     from HybridMIMLib.data.plan import Plan
@@ -99,20 +100,21 @@ def save_threshold_model(folder: Path, name: str = "Threshold") -> Path:
     from HybridMIMLib.networks import make_segmentation_network
 
     plan = Plan(1, (1.0, 1.0, 1.0), "percentiles", (-1e3, 1e3), (32, 32, 32), (4, 4, 4), (8, 8, 8))
-    settings = NetworkSettings(features=[4, 8])
+    settings = settled(NetworkSettings(features=[4, 8]), plan.spacing)
     classes = (LabelClass(3, "Bright", (0.9, 0.2, 0.1)), LabelClass(7, "Never", (0.1, 0.3, 0.9)))
-    network = make_segmentation_network(settings, 1, len(classes)).eval()
+    network = make_segmentation_network(settings, plan.channels, len(classes), plan.crop).eval()
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
             if tensor.ndim == 5:
                 tensor.zero_()
-                # A merge has the upsampled channels first and the skip behind them.
-                source = tensor.shape[1] // 2 if "merges" in key else 0
-                if "ups" not in key and "head" not in key:
+                # What joins has the upsampled channels first and the skip behind them.
+                source = tensor.shape[1] // 2 if key.endswith("upsamples.0.conv_block.conv1.conv.weight") else 0
+                if "transp_conv" not in key and "head" not in key:
                     tensor[0, source, 1, 1, 1] = 1
             elif "bias" in key:
                 tensor.zero_()
         network.head.weight[1, 0] = 1
+        assert network.head.bias is not None
         network.head.bias.copy_(torch.tensor([0.0, -1.5, -9.0]))
     provenance = {"labelled_scans": 4, "validation_dice": {"mean": 0.5}, "trained": "2026-01-02T03:04:05+00:00"}
     ModelPackage(network, settings, plan, classes, provenance, name).save(folder)

@@ -126,24 +126,86 @@ def check_sizes(settings: NetworkSettings, crop: Sequence[int], patch: Sequence[
     """See whether crop, region and patch fit each other and the network, of :func:`settled` settings.
 
     Raises:
-        SettingsError: they do not; the cure names the nearest values that do.
+        SettingsError: they do not; the cure names the nearest values that do, each time of all that must change.
     """
     stride = total_stride(settings)
-    check_divides("plan.region", region, "plan.patch", patch)
-    check_divides("plan.region", region, f"the stride of the network ({settings.architecture})", stride)
-    check_divides("plan.crop", crop, "plan.region", region)
+    for by_name, by in (("plan.patch", patch), (f"the stride of the network ({settings.architecture})", stride)):
+        if any(r % b for r, b in zip(region, by)):
+            raise SettingsError(
+                f"plan.region {list(region)} is not a multiple of {by_name} {list(by)}",
+                cure=f"Use {_regions_that_fit(settings, crop, patch, region)}.",
+            )
+    wrong = _wrong_with_crop(settings, crop, region)
+    if wrong:
+        crops = ", or ".join(f"plan.crop {near}" for near in _nearest_crops(settings, crop, region))
+        raise SettingsError(wrong, cure=f"Use {crops}{_instead_of_crop(settings, crop, region)}.")
+
+
+def _wrong_with_crop(settings: NetworkSettings, crop: Sequence[int], region: Sequence[int]) -> str:
+    """What is wrong with a crop, or nothing."""
+    stride = total_stride(settings)
+    if any(c % r for c, r in zip(crop, region)):
+        return f"plan.crop {list(crop)} is not a multiple of plan.region {list(region)}"
     if all(c == s for c, s in zip(crop, stride)):
-        larger = [c + r for c, r in zip(crop, region)]
-        raise SettingsError(
-            f"plan.crop {list(crop)} leaves a single voxel at the network's stride of {list(stride)}",
-            cure=f"Choose a larger crop, such as {larger}, or a network with a smaller stride.",
-        )
-    if settings.architecture == "swinunetr" and settings.window > (most := min(crop) // _SWIN_TOKEN):
-        raise SettingsError(
-            f"network.window {settings.window} is larger than the map of {[c // _SWIN_TOKEN for c in crop]} tokens "
-            f"that plan.crop {list(crop)} gives",
-            cure=f"Set network.window to {most} or less, or plan.crop to {[2 * settings.window] * 3} or more.",
-        )
+        return f"plan.crop {list(crop)} leaves a single voxel at the network's stride of {list(stride)}"
+    if settings.architecture == "swinunetr" and settings.window > min(tokens := [c // _SWIN_TOKEN for c in crop]):
+        return f"network.window {settings.window} is larger than the map of {tokens} tokens of plan.crop {list(crop)}"
+    return ""
+
+
+def _nearest_crops(settings: NetworkSettings, crop: Sequence[int], region: Sequence[int]) -> list[list[int]]:
+    """The multiples of the region just below and just above a crop with which nothing is wrong."""
+    least = _SWIN_TOKEN * settings.window if settings.architecture == "swinunetr" else 1
+    smallest = [r * -(-least // r) for r in region]
+    below = [max(c // r * r, m) for c, r, m in zip(crop, region, smallest)]
+    above = [max(-(-c // r) * r, m) for c, r, m in zip(crop, region, smallest)]
+    found = [near for near in (below, above) if not _wrong_with_crop(settings, near, region)]
+    # None where both are a single voxel at the bottleneck.
+    return [near for index, near in enumerate(found) if near not in found[:index]] or [[2 * r for r in region]]
+
+
+def _instead_of_crop(settings: NetworkSettings, crop: Sequence[int], region: Sequence[int]) -> str:
+    """What could be changed in place of a crop that the region divides."""
+    if any(c % r for c, r in zip(crop, region)):
+        return ""
+    if all(c == s for c, s in zip(crop, total_stride(settings))):
+        return ", or a network with a smaller stride"
+    return f", or network.window {min(crop) // _SWIN_TOKEN}"
+
+
+def _regions_that_fit(
+    settings: NetworkSettings, crop: Sequence[int], patch: Sequence[int], region: Sequence[int]
+) -> str:
+    """What to use where a region does not fit patch and stride: other regions, or a patch where that is enough."""
+    stride = total_stride(settings)
+    choices = []
+    for near in _nearest_regions(crop, region, [lcm(p, s) for p, s in zip(patch, stride)]):
+        choice = f"plan.region {near}"
+        if _wrong_with_crop(settings, crop, near):
+            crops = _nearest_crops(settings, crop, near)
+            choice += f" and plan.crop {min(crops, key=lambda n: sum(abs(a - c) for a, c in zip(n, crop)))}"
+        choices.append(choice)
+    if not any(r % s for r, s in zip(region, stride)) and not _wrong_with_crop(settings, crop, region):
+        choices.append(f"plan.patch {_nearest_patch(patch, region, token_size(settings))}")
+    return ", or ".join(dict.fromkeys(choices))
+
+
+def _nearest_regions(crop: Sequence[int], region: Sequence[int], step: Sequence[int]) -> list[list[int]]:
+    """The multiples of a step just below and just above a region, that divide the crop where there are any."""
+    below, above = [], []
+    for c, r, t in zip(crop, region, step):
+        fitting = [n for n in range(t, c + 1, t) if c % n == 0] or [max(r // t, 1) * t, -(-r // t) * t]
+        below.append(max((n for n in fitting if n <= r), default=fitting[0]))
+        above.append(min((n for n in fitting if n >= r), default=fitting[-1]))
+    return [below, above]
+
+
+def _nearest_patch(patch: Sequence[int], region: Sequence[int], token: int) -> list[int]:
+    """The patch nearest to one that divides the region into whole tokens."""
+    return [
+        min((n for n in range(1, r + 1) if r % n == 0 and (n % token == 0 or n == r)), key=lambda n: abs(n - p))
+        for p, r in zip(patch, region)
+    ]
 
 
 def check_divides(name: str, value: Sequence[int], by_name: str, by: Sequence[int]) -> None:

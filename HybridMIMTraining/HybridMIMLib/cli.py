@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from typing import Any, Optional, get_type_hints
 
 import HybridMIMLib
 from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict, user_path
+from HybridMIMLib.distributed import has_to_say, is_first
 from HybridMIMLib.errors import HybridMIMError, SettingsError
 from HybridMIMLib.presets import config_path
 from HybridMIMLib.report import report
@@ -45,20 +47,20 @@ COMMANDS = {
         "prepare --unlabelled SCANS --output PREPARED",
     ),
     "pretrain": Command(
-        "learn from scans without labels (HybridMIM)",
+        "learn from scans without labels (HybridMIM, SimMIM, MAE, SimCLR)",
         ("unlabelled", "output", "store", "seed", "device", "plan", "network", "pretraining"),
         "pretrain --unlabelled SCANS --output PRETRAINED",
     ),
     "finetune": Command(
         "learn to segment from a few labelled scans",
-        ("labelled", "missing_labels", "resample_labels", "weights", "name", "output", "store", "seed", "device",
-         "plan", "network", "finetuning", "inference"),
+        ("labelled", "missing_labels", "resample_labels", "weights", "partial_weights", "name", "output", "store",
+         "seed", "device", "plan", "network", "finetuning", "inference"),
         "finetune --labelled CASES --weights PRETRAINED --output FINETUNED",
     ),
     "train": Command(
         "pre-train and then fine-tune, in one run",
-        ("unlabelled", "labelled", "missing_labels", "resample_labels", "weights", "name", "output", "store", "seed",
-         "device", "plan", "network", "pretraining", "finetuning", "inference"),
+        ("unlabelled", "labelled", "missing_labels", "resample_labels", "weights", "partial_weights", "name",
+         "output", "store", "seed", "device", "plan", "network", "pretraining", "finetuning", "inference"),
         "train --unlabelled SCANS --labelled CASES --output TRAINED",
     ),
     "segment": Command(
@@ -167,11 +169,15 @@ def _run(command: str, run: Run) -> int:
 
     run = run if run.output else make_run(run, {"output": str(new_path(command))})
     signal.signal(signal.SIGTERM, _stop)
+    # Of the processes that share a run, one talks.
+    bar = TerminalBar(user_path(str(run.output)) / "events.jsonl", sys.stderr) if is_first() else nullcontext()
     try:
-        with TerminalBar(user_path(str(run.output)) / "events.jsonl", sys.stderr):
+        with bar:
             result = function(run)
     except KeyboardInterrupt:
         return _fail(f"stopped. The same command with --output {run.output} continues.", 130)
+    if not is_first():
+        return 0
     print(report(command, {**result, "output": run.output}))
     if result.get("warnings"):
         print("\n" + "\n".join(f"warning: {text}" for text in result["warnings"]), file=sys.stderr)
@@ -265,8 +271,10 @@ def _explain(text: str) -> str:
         return text.replace('Parser key "config": ', "--config: ").replace(
             "unrecognized arguments", "unknown options"
         )
-    # A list names the kind of its parts too, so it is looked for first.
+    # What holds another kind names that too, so it is looked for first.
     kinds = {
+        r"list\[list": "a list of lists such as [[1, 1, 1], [2, 2, 1]]",
+        r"float'>, list": "a number, or the lowest and the highest of a range such as [0.3, 0.6]",
         "list": "a list such as [1, 2, 3]",
         "bool": "true or false",
         "int": "a whole number",
@@ -298,5 +306,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    if has_to_say():
+        print(f"error: {text}", file=sys.stderr)
     return code

@@ -155,6 +155,11 @@ class PretrainingSettings:
     region_ratio: Share = setting(
         0.75, "hybridmim: share of the regions in which patches are masked (level 1), or a range [low, high]"
     )
+    fill: Literal["learned", "zero"] = setting(
+        "learned",
+        "hybridmim: what hidden voxels are set to; learned: an intensity for each channel; zero: as published, which "
+        "in CT is air",
+    )
     target: Literal["raw", "normalised"] = setting(
         "raw", "what is reconstructed: intensities as they are, or with each patch brought to mean 0 and spread 1"
     )
@@ -194,7 +199,7 @@ class PretrainingSettings:
         _positive_triple("pretraining.box", self.box)
         weights = [getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")]
         _require(
-            min(weights) >= 0 and max(weights) > 0,
+            min(weights) >= 0 and (max(weights) > 0 or self.objective != "hybridmim"),
             f"the weights of the losses in pretraining are {weights}",
             "Give no negative weight, and at least one above 0.",
         )
@@ -313,7 +318,12 @@ class Run:
     check: bool = setting(False, "tell of every scan whether it can be used, and why not, and write nothing")
     scans: Optional[str] = setting(None, "scan, or folder of scans, to segment")
     model: Optional[str] = setting(None, "model package (folder) to segment with")
-    weights: Optional[str] = setting(None, "run folder of a pre-training to start from; without: from scratch")
+    weights: Optional[str] = setting(
+        None, "run folder of a pre-training to start from, or a published .pt file; without: from scratch"
+    )
+    partial_weights: bool = setting(
+        False, "start from the weights also where they fill less than 90 % of the encoder, instead of refusing them"
+    )
     name: Optional[str] = setting(None, "what the model is called; without: the name of the labelled folder")
     output: Optional[str] = setting(None, "run folder to write to; without: a new one where runs are kept")
     store: Optional[str] = setting(None, "folder for prepared scans, shared by runs; without: in the run folder")
@@ -524,8 +534,13 @@ def _positive_triple(name: str, value: Sequence[float] | None) -> None:
 
 
 def _multiple(name: str, value: Sequence[int] | None, of: str, unit: Sequence[int] | None) -> None:
-    fine = value is None or unit is None or all(v % u == 0 for v, u in zip(value, unit))
-    _require(fine, f"{name} {value} is not a multiple of {of} {unit}", "Choose sizes that divide evenly.")
+    if value is None or unit is None or all(v % u == 0 for v, u in zip(value, unit)):
+        return
+    below, above = ([max(v // u, 1) * u for v, u in zip(value, unit)], [-(-v // u) * u for v, u in zip(value, unit)])
+    nearest = f"{above}" if below == above else f"{below} or {above}"
+    raise SettingsError(
+        f"{name} {value} is not a multiple of {of} {unit}", cure=f"The nearest for {name} is {nearest}."
+    )
 
 
 def _training_numbers(name: str, values: Any) -> None:

@@ -22,7 +22,7 @@ from HybridMIMLib.errors import HybridMIMError
 from HybridMIMLib.files import TEMPORARY, disk_errors, write_json
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.runs import versions
-from HybridMIMLib.weights import load_weights, save_weights, transfer
+from HybridMIMLib.weights import load_weights, restore, save_weights
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def load_model(folder: Path) -> ModelPackage:
     except (LookupError, TypeError, ValueError, ArithmeticError, HybridMIMError) as error:
         raise damaged(folder, error) from error
     tensors, _ = load_weights(folder / WEIGHTS)
-    transfer(network, tensors, folder / WEIGHTS)
+    restore(network, tensors, folder / WEIGHTS)
     return ModelPackage(network.eval(), found.network, plan, found.classes, found.provenance, found.name)
 
 

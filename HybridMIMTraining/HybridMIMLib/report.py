@@ -105,7 +105,9 @@ def _demo(result: Mapping[str, Any]) -> list[str]:
 
 
 def _pretrain(result: Mapping[str, Any]) -> list[str]:
-    return [_losses(result), f"weights      {result['weights']}",
+    # A training in stages says nothing of pictures.
+    pictures = [f"previews     {result['previews']}"] if result.get("previews") else []
+    return [*([_losses(result)] if result["losses"] else []), *pictures, f"weights      {result['weights']}",
             f"next: finetune --labelled CASES --weights {result['output']}"]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from HybridMIMLib import distributed
 from HybridMIMLib.config import Run, differences, from_dict, to_dict, user_path, workspace
 from HybridMIMLib.errors import DiskError, HybridMIMError, RunError, SettingsError
 from HybridMIMLib.events import EventLog
@@ -86,9 +87,11 @@ class RunFolder:
         """The folder of ``settings.output`` (or a new one in the workspace), made or found to fit.
 
         Raises:
+            SettingsError: the command was started in several processes and works in one.
             RunError: the folder holds another run, other files, or a run at work.
             DiskError: it could not be made.
         """
+        distributed.check_command(command)
         path = user_path(settings.output) if settings.output else new_path(command)
         folder = cls(path, command, settings)
         make_folder(path)
@@ -191,20 +194,28 @@ class RunFolder:
 def carry_out(command: str, settings: Run, work: Callable[[Path, EventLog], dict[str, Any]]) -> dict[str, Any]:
     """Do the work of a command in its run folder, or hand back what it made when it is finished already.
 
+    Where several processes share a run (:mod:`HybridMIMLib.distributed`), the first alone holds the folder.
+
     Args:
         command: its name.
         settings: of the run; ``output`` names the folder.
         work: gets the folder and the log; what it returns is kept as ``result.json``.
 
     Raises:
-        RunError, DiskError: the folder cannot be used; see :meth:`RunFolder.open`.
+        SettingsError, RunError, DiskError: the folder cannot be used; see :meth:`RunFolder.open`.
     """
-    folder = RunFolder.open(command, settings)
-    if folder.result is not None:
-        folder.events.message(f"finished before; remove {folder.path} to compute it anew")
-        return folder.result
-    with folder.at_work() as events:
-        return folder.finish(work(folder.path, events))
+    path = distributed.by_first(lambda: RunFolder.open(command, settings).path)
+    folder = RunFolder(path, command, settings)
+    result = distributed.by_first(lambda: folder.result)
+    if result is None and not distributed.is_first():
+        with distributed.failures_shared():
+            return work(path, EventLog())
+    if result is None:
+        with folder.at_work() as events, distributed.failures_shared():
+            return folder.finish(work(path, events))
+    if distributed.is_first():
+        folder.events.message(f"finished before; remove {path} to compute it anew")
+    return result
 
 
 def keep_inputs(file: Path, inputs: Mapping[str, Any]) -> None:

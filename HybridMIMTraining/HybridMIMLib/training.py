@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from HybridMIMLib import distributed
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import atomic_path
@@ -61,7 +62,10 @@ class TrainingLoop:
         losses: step → losses by name; their sum is minimised.
         schedule: steps and learning rate.
         checkpoint: file to continue from; written every ``checkpoint_every`` steps.
-        validate: step → metrics, called every ``validate_every`` steps and at the end; 0 = never.
+        validate: step → metrics, called every ``validate_every`` steps and at the end; 0 = at the end only.
+        looks: pairs of (every, function of the step): what else is to be done every so many steps and at the end,
+            such as drawing; 0 = at the end only. It comes before the checkpoint of that step, so that a run which is
+            continued leaves none out.
         memory: numbers that the validation keeps, such as the best score; saved with the checkpoint.
     """
 
@@ -74,6 +78,7 @@ class TrainingLoop:
     events: EventLog
     validate: Callable[[int], Mapping[str, float]] | None = None
     validate_every: int = 0
+    looks: Sequence[tuple[int, Callable[[int], None]]] = ()
     memory: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> dict[str, float]:
@@ -111,7 +116,8 @@ class TrainingLoop:
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), LARGEST_GRADIENT)
         self._remember_if_broken(step, norm)
         self._optimizer.step()
-        return {name: loss.detach() for name, loss in losses.items()}
+        means = distributed.averaged(torch.stack([loss.detach() for loss in losses.values()]))
+        return dict(zip(losses, means))
 
     def _remember_if_broken(self, step: int, norm: Tensor) -> None:
         """Note on the device whether a gradient was not finite; to look at once, the host would wait every step."""
@@ -128,20 +134,28 @@ class TrainingLoop:
             )
 
     def _after(self, step: int, losses: dict[str, Tensor]) -> None:
-        last = step == self.schedule.steps
-        validates = self.validate is not None and (
-            last or (self.validate_every > 0 and step % self.validate_every == 0)
-        )
-        saves = last or step % self.checkpoint_every == 0
-        if self._phase.due(step) or validates or saves:
+        validates = self.validate is not None and self._turn(step, self.validate_every)
+        looks = [look for every, look in self.looks if self._turn(step, every)]
+        saves = self._turn(step, self.checkpoint_every)
+        if self._phase.due(step) or validates or looks or saves:
             self._check_not_broken()
         if self._phase.due(step):
             self._last = {name: float(loss) for name, loss in losses.items()}
             self._phase.progress(step, self._last)
-        if self.validate is not None and validates:
-            self._phase.progress(step, metrics=self.validate(step))
+        if not distributed.is_first():
+            return
+        # Of several processes one measures, draws and writes, on whole batches.
+        with distributed.alone():
+            if self.validate is not None and validates:
+                self._phase.progress(step, metrics=self.validate(step))
+            for look in looks:
+                look(step)
         if saves:
             self._save(step)
+
+    def _turn(self, step: int, every: int) -> bool:
+        """Whether what is done ``every`` so many steps is done after this one; at the end everything is."""
+        return step == self.schedule.steps or (every > 0 and step % every == 0)
 
     def _save(self, step: int) -> None:
         state = {

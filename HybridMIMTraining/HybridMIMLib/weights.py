@@ -1,6 +1,8 @@
 """Weights on disk: safetensors, with a description in the header; strict on the way in.
 
-A safetensors file holds numbers and text alone, so that opening one from a stranger runs nothing.
+A safetensors file holds numbers and text alone, so that opening one from a stranger runs nothing. What was trained by
+a run and goes on is put back whole (:func:`restore`); to begin from a pre-training, see
+:mod:`HybridMIMLib.transfer`.
 """
 
 from __future__ import annotations
@@ -37,13 +39,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ModelError: the file is missing, damaged, or was written by something else.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file", cure="Check the path.")
+    check_there(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         description = json.loads(header[_KEY])
+        if not isinstance(description, dict):
+            raise ValueError("the description is no section")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ModelError(
             f"{path}: is not a weights file of HybridMIM, or is damaged",
@@ -52,11 +55,18 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, description
 
 
-def transfer(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> str:
-    """Copy tensors into a module; every name and every shape must fit.
+def check_there(path: Path) -> None:
+    """See whether there is such a file.
 
-    Returns:
-        A sentence that says what was loaded.
+    Raises:
+        ModelError: there is none.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file", cure="Check the path.")
+
+
+def restore(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Put tensors into a module; every name and every shape must fit.
 
     Raises:
         ModelError: names or shapes differ; nothing was copied.
@@ -71,5 +81,3 @@ def transfer(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> 
                 cure="Use the network settings with which the weights were trained.",
             )
     module.load_state_dict(dict(tensors))
-    count = sum(tensor.numel() for tensor in tensors.values())
-    return f"loaded {len(tensors)} of {len(own)} tensors ({count:,} numbers) from {source}"

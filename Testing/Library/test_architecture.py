@@ -15,9 +15,20 @@ import HybridMIMLib
 PACKAGE = Path(HybridMIMLib.__file__).parent
 SLICER_SIDE = 7
 FLOORS = {
-    1: ("architectures", "config", "draws", "events", "runs", "errors", "files", "presets", "randomness"),
+    1: (
+        "architectures",
+        "config",
+        "distributed",
+        "draws",
+        "events",
+        "runs",
+        "errors",
+        "files",
+        "presets",
+        "randomness",
+    ),
     2: ("data",),
-    3: ("networks", "model_package", "weights"),
+    3: ("networks", "model_package", "weights", "checkpoints", "pretrained", "reshaping", "transfer"),
     4: ("training", "pretraining", "finetuning", "inference", "evaluation"),
     5: ("studies", "stages"),
     6: ("cli", "__main__", "worker", "demonstration", "information", "terminal", "report"),

@@ -17,6 +17,7 @@ from small_runs import TINY, hybridmim, tiny_options, write_blobs
 import HybridMIMLib
 from HybridMIMLib.cli import COMMANDS, main, parse
 from HybridMIMLib.config import Run, make_run, to_dict
+from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.runs import load_settings, save_settings
 
 
@@ -92,6 +93,43 @@ def test_run_yaml_of_one_command_is_accepted_by_every_other(tmp_path: Path) -> N
     for command in COMMANDS:
         assert parse(command, ["--config", str(tmp_path / "run.yaml")]) == run
     assert parse("segment", ["--config", str(tmp_path / "run.yaml"), "--seed=8"]).seed == 8
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("pretraining.mask_ratio", [0.3, 0.6]),
+        ("pretraining.mask_ratio", 0.4),
+        ("pretraining.mask_ratio", None),
+        ("pretraining.region_ratio", [0.5, 1.0]),
+        ("network.strides", [[1, 1, 1], [2, 2, 1]]),
+        ("pretraining.head_depth", 8),
+    ],
+)
+def test_ranges_and_lists_of_lists_are_options_and_yaml(option: str, value: object, tmp_path: Path) -> None:
+    section, name = option.split(".")
+    features = ["--network.features=[4,8]"] if name == "strides" else []
+    text = json.dumps(value)
+    (tmp_path / "run.yaml").write_text(f"{section}:\n  {name}: {text}\n")
+    for given in ([f"--{option}={text}"], [f"--{option}", text], ["--config", str(tmp_path / "run.yaml")]):
+        run = parse("pretrain", [*features, *given])
+        assert getattr(getattr(run, section), name) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ("--pretraining.mask_ratio=half", "a range such as [0.3, 0.6]"),
+        ("--pretraining.mask_ratio=[0.6, 0.3]", "the lower one first"),
+        ("--network.strides=[2, 2]", "a list of lists such as [[1, 1, 1], [2, 2, 1]]"),
+        ("--network.size=huge", "'tiny', 'small', 'base'"),
+        ("--network.token=12", "Give 8 or 16"),
+    ],
+)
+def test_a_wrong_option_says_what_it_takes(option: str, wanted: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse("pretrain", [option])
+    assert wanted in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_unknown_setting_in_a_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,11 +285,15 @@ def test_the_folder_of_another_command_is_not_taken_over_with_its_settings(tmp_p
     assert parse("finetune", [*config, "--output", "mine"]).output == "mine"
 
 
-def test_settings_that_the_weights_overrule_are_refused(blobs: Path, tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_the_weights_are_refused(blobs: Path, tmp_path: Path) -> None:
     HybridMIMLib.pretrain(unlabelled=str(blobs / "unlabelled"), output=str(tmp_path / "pre"), **TINY)
     call = {"labelled": str(blobs / "labelled"), "weights": str(tmp_path / "pre"), "output": str(tmp_path / "fine")}
-    for settings in ({"plan": {"crop": [24, 24, 24]}}, {"network": {"features": [8, 16]}}):
-        with pytest.raises(HybridMIMLib.HybridMIMError, match="trained with other values"):
+    for settings, words in (
+        ({"plan": {"crop": [20, 24, 24]}}, "plan.crop .* is not a multiple of plan.region"),
+        ({"network": {"architecture": "segresnet"}}, "the weights in .* are of unet"),
+        ({"network": {"features": [8, 16]}}, "none of its 19 tensors fits the encoder"),
+    ):
+        with pytest.raises(HybridMIMLib.HybridMIMError, match=words):
             HybridMIMLib.finetune(**call, **settings)
     with pytest.raises(HybridMIMLib.HybridMIMError, match="no run folder of a finished pre-training"):
         HybridMIMLib.finetune(**{**call, "weights": str(tmp_path)})

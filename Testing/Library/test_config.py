@@ -62,7 +62,11 @@ def refused(content: Any) -> str:
         ("network.dropout", 1),
         ("network.dropout", -0.1),
         ("network.dropout", True),
-        ("pretraining.objective", "mae"),
+        ("network.size", "huge"),
+        ("network.strides", [[1, 1, 1]]),
+        ("network.window", 0),
+        ("network.token", 12),
+        ("pretraining.objective", "moco"),
         ("pretraining.steps", "many"),
         ("pretraining.steps", 0),
         ("pretraining.steps", 1.5),
@@ -77,7 +81,26 @@ def refused(content: Any) -> str:
         ("pretraining.checkpoint_every", 0),
         ("pretraining.mask_ratio", 0),
         ("pretraining.mask_ratio", 1.01),
+        ("pretraining.mask_ratio", [0.3]),
+        ("pretraining.mask_ratio", [0.6, 0.3]),
+        ("pretraining.mask_ratio", [0.3, 0.4, 0.5]),
+        ("pretraining.mask_ratio", [0, 0.5]),
+        ("pretraining.mask_ratio", "0.4"),
+        ("pretraining.mask_ratio", True),
+        ("pretraining.mask_ratio", NAN),
         ("pretraining.region_ratio", 0.0),
+        ("pretraining.region_ratio", None),
+        ("pretraining.region_ratio", [0.5, 1.1]),
+        ("pretraining.target", "voxels"),
+        ("pretraining.reconstruction", "l3"),
+        ("pretraining.head_depth", 9),
+        ("pretraining.head_depth", -1),
+        ("pretraining.head_width", 100),
+        ("pretraining.head_width", 0),
+        ("pretraining.box_placement", "corner"),
+        ("pretraining.contrast_queue", -2),
+        ("pretraining.measure_every", -1),
+        ("pretraining.preview_every", -1),
         ("pretraining.box", [16, 16]),
         ("pretraining.contrast_temperature", 0),
         ("pretraining.contrast_stage", -1),
@@ -141,6 +164,46 @@ def test_all_loss_weights_zero_is_refused() -> None:
     names = [name for name in to_dict(Run())["pretraining"] if name.endswith("_weight")]
     assert "weights" in refused({"pretraining": dict.fromkeys(names, 0.0)})
     assert "weights" in refused({"pretraining": {names[0]: -1.0}})
+    # They weigh the losses of one objective; another may do without.
+    others = {"pretraining": {"objective": "simmim", **dict.fromkeys(names, 0.0)}}
+    assert from_dict(others).pretraining.partial_weight == 0
+
+
+@pytest.mark.parametrize("share", [0.4, 1, [0.3, 0.6], (0.4, 0.4), [np.float32(0.25), 1]])
+@pytest.mark.parametrize("name", ["mask_ratio", "region_ratio"])
+def test_a_ratio_is_a_number_or_a_range(name: str, share: Any) -> None:
+    value = getattr(from_dict({"pretraining": {name: share}}).pretraining, name)
+    assert value == (list(share) if isinstance(share, (list, tuple)) else share)
+    assert type(value) is float or all(type(end) is float for end in value)
+
+
+@pytest.mark.parametrize("name", ["features", "strides"])
+@pytest.mark.parametrize("architecture", ["swinunetr", "unetr", "segresnet"])
+def test_a_network_that_is_no_u_net_has_no_stages_to_set(architecture: str, name: str) -> None:
+    given = {"features": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]]}[name]
+    assert f"network.{name}" in refused({"network": {"architecture": architecture, name: given}})
+
+
+@pytest.mark.parametrize(
+    "strides",
+    [
+        [[1, 1, 1]],
+        [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+        [[2, 2, 2], [2, 2, 2]],
+        [[1, 1, 1], [2, 2]],
+        [[1, 1, 1], [2, 2, 3]],
+        [[1, 1, 1], [2, 2, 0]],
+        [1, 2],
+        "222",
+    ],
+)
+def test_strides_that_fit_no_stages_are_refused(strides: Any) -> None:
+    assert "network.strides" in refused({"network": {"features": [4, 8], "strides": strides}})
+
+
+def test_strides_are_kept_as_they_are() -> None:
+    for strides in ([[1, 1, 1], [2, 2, 1]], [[1, 1, 1], [1, 1, 1]]):
+        assert from_dict({"network": {"features": [4, 8], "strides": strides}}).network.strides == strides
 
 
 @pytest.mark.parametrize(
@@ -196,8 +259,8 @@ def test_a_folder_in_place_of_settings_ends_in_one_line() -> None:
 
 
 def test_trees_do_not_share_lists() -> None:
-    Run().network.features.append(3)
-    assert Run().network.features == NetworkSettings().features == [16, 32, 64, 128]
+    Run().plan.window.append(3)
+    assert Run().plan.window == PlanSettings().window == [-1000.0, 1000.0]
 
 
 def test_differences_are_named_with_dots() -> None:
@@ -210,10 +273,6 @@ def test_a_missing_folder_names_its_option() -> None:
     with pytest.raises(SettingsError, match="--labelled is missing: the cases. Add --labelled PATH"):
         Run().folder("labelled", "the cases")
     assert Run(labelled="~/x").folder("labelled", "") == Path.home() / "x"
-
-
-def test_the_stride_follows_from_the_stages() -> None:
-    assert [NetworkSettings(features=[8] * n).stride for n in (2, 3, 5)] == [2, 4, 16]
 
 
 def test_the_defaults_of_the_demo_are_settings() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.model_description import METADATA, WEIGHTS
@@ -21,8 +22,8 @@ CLASSES = (LabelClass(2, "Léber", (0.1, 0.2, 0.3)), LabelClass(7, "Milz", (1.0,
 
 
 def make_package() -> ModelPackage:
-    settings = NetworkSettings(features=[4, 8])
-    network = make_segmentation_network(settings, 1, len(CLASSES), seed=5).eval()
+    settings = settled(NetworkSettings(features=[4, 8]), PLAN.spacing)
+    network = make_segmentation_network(settings, 1, len(CLASSES), PLAN.crop, seed=5).eval()
     return ModelPackage(network, settings, PLAN, CLASSES, {"seed": 5}, "Léber und Milz")
 
 
@@ -71,7 +72,9 @@ def test_what_is_no_package_of_ours_is_refused(tmp_path: Path) -> None:
         ("plan", {**PLAN.to_json(), "window": []}, "damaged"),
         ("plan", {**PLAN.to_json(), "crop": [float("inf"), 1, 1]}, "damaged"),
         ("classes", [{"label": 1}], "damaged"),
-        ("network", {"features": [4, 9]}, "other shapes"),
+        ("network", {"features": [4, 9], "strides": [[1, 1, 1], [2, 2, 2]]}, "other shapes"),
+        ("network", {"features": [4, 8]}, "damaged"),
+        ("format", 1, "format 1.*networks were others. Train the model again"),
     ],
 )
 def test_damaged_descriptions_are_named(tmp_path: Path, name: str, content: object, words: str) -> None:

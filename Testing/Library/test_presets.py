@@ -12,6 +12,7 @@ import pytest
 import yaml
 from small_runs import TINY, hybridmim
 
+from HybridMIMLib.architectures import check_sizes, settled, total_stride
 from HybridMIMLib.cli import main, parse
 from HybridMIMLib.config import Run, from_dict, make_run, to_dict
 from HybridMIMLib.data.grid import Grid
@@ -57,15 +58,18 @@ def test_msd_liver_cites_no_setting_that_its_source_does_not_use() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_fits_together(name: str) -> None:
     """Crop, box and network: what would end a run only after its scans were prepared."""
-    from HybridMIMLib.data.plan import _check
+    from HybridMIMLib.pretraining.choice import box_size
+    from HybridMIMLib.pretraining.masking import PatchGrid
 
     run = load_settings(config_path(name))
-    plan, stride = run.plan, run.network.stride
+    plan = run.plan
     assert plan.spacing and plan.crop and plan.patch and plan.region
-    sizes = [(s[0], s[1], s[2]) for s in (plan.crop, plan.patch, plan.region)]
-    _check(Plan(1, (1.0, 1.0, 1.0), plan.normalisation, (0.0, 1.0), *sizes), stride)
-    box = run.pretraining.box or []
-    assert all(b <= c and b % stride == 0 for b, c in zip(box, plan.crop))
+    crop, patch, region = ((s[0], s[1], s[2]) for s in (plan.crop, plan.patch, plan.region))
+    network = settled(run.network, plan.spacing)
+    assert network.features == [64, 64, 128, 256, 512] and total_stride(network) == (8, 8, 8)
+    check_sizes(network, crop, patch, region)
+    box = box_size(PatchGrid(crop, patch, region), run.pretraining, total_stride(network))
+    assert all(0.6 * c <= b <= 0.7 * c for b, c in zip(box, crop))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from HybridMIMLib.errors import RunError
-from HybridMIMLib.events import EventLog, EventReader
+from HybridMIMLib.events import EventLog, EventReader, Phase
 from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
 from HybridMIMLib.randomness import random_stream, stream_key
 from HybridMIMLib.training import Schedule, TrainingLoop, load_checkpoint
@@ -22,13 +22,13 @@ class PowerCutError(Exception):
 
 def make_loop(folder: Path, steps: int = 12, stop_at: int | None = None, rate: float = 0.01) -> TrainingLoop:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), SampleDropout(0.5, "drop"), nn.Conv3d(4, 1, 1))
+    module = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), SampleDropout(0.5, stage=0), nn.Conv3d(4, 1, 1))
 
     def losses(step: int) -> dict[str, Tensor]:
         if step == stop_at:
             raise PowerCutError
         image = torch.from_numpy(random_stream(1, step, "image").standard_normal((2, 1, 4, 4, 4), dtype="float32"))
-        with dropout_keys([stream_key(1, step, sample) for sample in range(2)]):
+        with dropout_keys(torch.tensor([stream_key(1, step, sample) for sample in range(2)])):
             return {"square": (module(image) - 1).square().mean()}
 
     return TrainingLoop(
@@ -80,13 +80,56 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert loop.run()["square"] < 0.7 * before
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_are_lost(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for where something is told or kept, and the step at which it came first is named."""
+    monkeypatch.setattr(Phase, "due", lambda phase, step: False)
     loop = make_loop(tmp_path)
-    before = weights(loop)
-    loop.losses = lambda step: {"bad": next(loop.module.parameters()).sum() * float("nan")}
-    with pytest.raises(RunError, match="step 1: the gradient is not finite"):
+    good = loop.losses
+    loop.losses = lambda step: {name: loss * (float("nan") if step >= 6 else 1) for name, loss in good(step).items()}
+    with pytest.raises(RunError, match="step 6: the gradient is not finite"):
         loop.run()
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(loop)))
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert kept["step"] == 4 and all(tensor.isfinite().all() for tensor in kept["module"].values())
+
+
+@pytest.mark.parametrize(("every", "expected"), [(5, [5, 10, 12]), (0, [12]), (6, [6, 12]), (99, [12])])
+def test_looks_come_every_so_many_steps_and_at_the_end(tmp_path: Path, every: int, expected: list[int]) -> None:
+    loop, seen = make_loop(tmp_path), []
+    loop.looks = [(every, seen.append)]
+    loop.run()
+    assert seen == expected
+
+
+def test_a_continued_run_looks_again_where_the_checkpoint_was_not_yet_written(tmp_path: Path) -> None:
+    first, again, seen = make_loop(tmp_path, stop_at=7), make_loop(tmp_path), []
+    first.looks = again.looks = [(2, seen.append)]
+    with pytest.raises(PowerCutError):
+        first.run()
+    again.run()
+    assert seen == [2, 4, 6, 6, 8, 10, 12]
+
+
+def test_a_look_that_fails_is_done_before_its_step_counts_as_done(tmp_path: Path) -> None:
+    def fail(step: int) -> None:
+        raise PowerCutError
+
+    loop, again, seen = make_loop(tmp_path), make_loop(tmp_path), []
+    loop.looks, again.looks = [(4, fail)], [(4, seen.append)]
+    with pytest.raises(PowerCutError):
+        loop.run()
+    again.run()
+    assert seen == [4, 8, 12]
+
+
+def test_nothing_is_shown_measured_or_kept_of_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    loop, seen = make_loop(tmp_path), []
+    loop.looks, loop.validate, loop.validate_every = [(1, seen.append)], lambda step: seen.append(step) or {}, 1
+    loop.losses = lambda step: {"bad": next(loop.module.parameters()).sum() * float("nan")}
+    with pytest.raises(RunError, match="not finite"):
+        loop.run()
+    assert seen == [] and not loop.checkpoint.exists()
 
 
 def test_learning_rate_rises_then_falls() -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from HybridMIMLib.errors import ModelError
-from HybridMIMLib.weights import load_weights, save_weights, transfer
+from HybridMIMLib.weights import load_weights, restore, save_weights
 
 
 def test_round_trip_keeps_numbers_and_description(unicode_folder: Path) -> None:
@@ -21,10 +21,10 @@ def test_round_trip_keeps_numbers_and_description(unicode_folder: Path) -> None:
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
 
-def test_transfer_copies_everything_and_says_so(tmp_path: Path) -> None:
+def test_what_is_put_back_is_whole(tmp_path: Path) -> None:
     source, target = nn.Linear(3, 2), nn.Linear(3, 2)
-    said = transfer(target, source.state_dict(), tmp_path / "w")
-    assert torch.equal(source.weight, target.weight) and "2 of 2 tensors (8 numbers)" in said
+    restore(target, source.state_dict(), tmp_path / "w")
+    assert torch.equal(source.weight, target.weight) and torch.equal(source.bias, target.bias)
 
 
 @pytest.mark.parametrize(
@@ -35,19 +35,23 @@ def test_transfer_copies_everything_and_says_so(tmp_path: Path) -> None:
         (lambda t: t.update({"weight": torch.zeros(5, 5)}), "has other shapes for 1"),
     ],
 )
-def test_transfer_refuses_what_does_not_fit_and_copies_nothing(tmp_path: Path, change: object, words: str) -> None:
+def test_what_does_not_fit_is_refused_and_nothing_is_copied(tmp_path: Path, change: object, words: str) -> None:
     target = nn.Linear(3, 2)
     before = target.weight.detach().clone()
     tensors = dict(nn.Linear(3, 2).state_dict())
     change(tensors)  # type: ignore[operator]
     with pytest.raises(ModelError, match=words):
-        transfer(target, tensors, tmp_path / "w")
+        restore(target, tensors, tmp_path / "w")
     assert torch.equal(before, target.weight)
 
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "list.safetensors", metadata={"hybridmim": "[]"})
     (tmp_path / "text.safetensors").write_text("not weights")
-    for name in ("foreign", "text", "missing"):
+    save_weights(tmp_path / "cut.safetensors", {"a": torch.zeros(100)}, {})
+    whole = (tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-8])
+    for name in ("foreign", "list", "text", "cut", "missing"):
         with pytest.raises(ModelError, match=f"{name}.safetensors"):
             load_weights(tmp_path / f"{name}.safetensors")

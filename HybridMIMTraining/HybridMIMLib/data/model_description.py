@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings, is_name
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.errors import ModelError, SettingsError
@@ -128,6 +129,7 @@ def _checked(folder: Path, content: Mapping[str, Any], ours: Mapping[str, Any]) 
         # TypeError where it is no text, ValueError where it is no date.
         _require(datetime.fromisoformat(trained).tzinfo is not None, f"the date {trained!r} has no time zone")
     network = NetworkSettings(**ours["network"])
+    _require(settled(network, (1, 1, 1)) == network, "the network's features and strides are left open")
     classes = _classes(ours["classes"])
     return ModelDescription(folder, name, classes, plan["channels"], provenance, trained, network, plan)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class CropSampler:
     ) -> None:
         self.seed, self.purpose = seed, purpose
         self._cutter = _Cutter(tuple(cases), crop, seed, purpose, foreground_share)
+        self._workers = workers
         self._ahead = _Ahead(self._cutter.step, workers) if workers else None
         self._patients = {who: number for number, who in enumerate(dict.fromkeys(map(who_is, cases)))}
 
@@ -78,8 +80,21 @@ class CropSampler:
         """How many different patients the crops come from."""
         return len(self._patients)
 
+    def part(self, which: int, parts: int) -> CropSampler:
+        """The same, but of every batch draws one of several equal parts alone: the samples that it has there."""
+        part = copy(self)
+        part._cutter = replace(self._cutter, part=(which, parts))
+        part._ahead = _Ahead(part._cutter.step, self._workers) if self._workers else None
+        return part
+
     def batch(self, step: int, size: int, device: torch.device, labels: bool = False) -> CropBatch:
         """The crops of a step, each of another patient where there are enough, else of another scan.
+
+        Args:
+            step: which one.
+            size: of the whole batch, a multiple of the parts.
+            device: where to put them.
+            labels: whether to cut the label maps too.
 
         Raises:
             DataError: a prepared scan cannot be read any more.
@@ -93,7 +108,7 @@ class CropSampler:
             _normalise(image, cut.cases, cut.sizes),
             label,
             cut.sizes,
-            tuple(stream_key(self.seed, self.purpose, step, sample) for sample in range(size)),
+            tuple(stream_key(self.seed, self.purpose, step, sample) for sample in self._cutter.samples(size)),
             tuple(case.name for case in cut.cases),
             tuple(self._patients[who_is(case)] for case in cut.cases),
             annotated,
@@ -103,6 +118,21 @@ class CropSampler:
         """Let the threads end; without it they end with the sampler."""
         if self._ahead:
             self._ahead.close()
+
+
+def crop_at(case: PreparedCase, lower: Triple, crop: Triple, device: torch.device) -> tuple[Tensor, Triple]:
+    """The crop of a scan that begins at voxel ``lower``, as training sees it.
+
+    Returns:
+        (1, C, D, H, W) intensities from 0 to 1; padding, at the far end, is 0. And how many voxels along each axis
+        hold scan.
+
+    Raises:
+        DataError: the prepared scan cannot be read any more.
+    """
+    out = np.empty((1, len(case.low), *crop), dtype=np.int16)
+    size = _cut(case.image, lower, out[0])
+    return _normalise(to_device(out, device), [case], [size]), size
 
 
 @dataclass(frozen=True)
@@ -124,22 +154,29 @@ class _Cutter:
     seed: int
     purpose: str
     foreground_share: float
+    part: tuple[int, int] = (0, 1)
+
+    def samples(self, size: int) -> range:
+        """Numbers of the samples to cut, of a batch of ``size``."""
+        which, parts = self.part
+        return range(which * size // parts, (which + 1) * size // parts)
 
     def step(self, step: int, size: int, labels: bool) -> _Cut:
         """The crops of a step, as they are stored."""
         order = random_stream(self.seed, self.purpose, step, "cases")
         # Fewer cases than samples come round as evenly as they can.
         drawn = _patients_apart([self.cases[index] for index in order.permutation(len(self.cases))])
-        cases = [drawn[index % len(drawn)] for index in range(size)]
-        image = np.empty((size, len(cases[0].low), *self.crop), dtype=np.int16)
-        label = np.empty((size, *self.crop), dtype=np.uint8) if labels else None
+        samples = self.samples(size)
+        cases = [drawn[index % len(drawn)] for index in samples]
+        image = np.empty((len(cases), len(cases[0].low), *self.crop), dtype=np.int16)
+        label = np.empty((len(cases), *self.crop), dtype=np.uint8) if labels else None
         sizes = []
-        for sample, case in enumerate(cases):
+        for row, (sample, case) in enumerate(zip(samples, cases)):
             stored = case.image
             at = self._place(case, (stored.shape[1], stored.shape[2], stored.shape[3]), step, sample)
-            sizes.append(_cut(stored, at, image[sample]))
+            sizes.append(_cut(stored, at, image[row]))
             if label is not None:
-                _cut(case.label, at, label[sample])
+                _cut(case.label, at, label[row])
         return _Cut(image, label, tuple(sizes), cases)
 
     def _place(self, case: PreparedCase, shape: Triple, step: int, sample: int) -> Triple:

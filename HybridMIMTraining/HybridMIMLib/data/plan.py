@@ -10,9 +10,10 @@ spacing        the median of each axis. Where slices are thick (the largest medi
 normalisation  ``window`` where most scans are CT, told by HU or by the header; else ``zscore``
 window         -1000 to 1000 HU, in which lung, soft tissue and bone all have their place; the presets
                narrow it. It does not follow from the set, so that weights of one set fit another
-crop           what fits the median scan in whole regions, 96 voxels at most
-patch, region  16 and 32 voxels as published where the axis has 96 voxels, else 8 and 16, or what the network's
-               tokens and its stride ask for
+crop           what fits the median scan in whole regions, 96 voxels at most; one region at least, padded where the
+               scan is smaller, and two along the longest axis where one would be a single voxel at the bottleneck
+patch, region  16 and 32 voxels as published where the axis, and the crop that was set, have 96 voxels, else 8 and
+               16, or what the network's tokens and its stride ask for
 =============  ======================================================================================
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -177,9 +179,12 @@ def make_plan(
     sizes = np.median([np.multiply(f.shape, f.spacing) / spacing for f in found], axis=0)
     network = settled(network, spacing)
     stride, token = total_stride(network), token_size(network)
-    patch = settings.patch or [_default_patch(size, token) for size in sizes]
-    region = settings.region or [default_region(*axis) for axis in zip(patch, stride, sizes)]
-    crop = settings.crop or [_fit(size, r) for size, r in zip(sizes, region)]
+    room = sizes if settings.crop is None else np.minimum(sizes, settings.crop)
+    patch = settings.patch or [_default_patch(size, token) for size in room]
+    region = settings.region or [default_region(*axis) for axis in zip(patch, stride, room)]
+    if settings.crop is not None and settings.region is None:
+        region = [_dividing(*axis) for axis in zip(settings.crop, region, patch, stride)]
+    crop = settings.crop or _default_crop(sizes, region, stride)
     plan = Plan(
         common.channels,
         spacing,
@@ -192,6 +197,7 @@ def make_plan(
     check_sizes(network, plan.crop, plan.patch, plan.region)
     if events is not None:
         _tell(events, plan, common, settings)
+        _tell_padding(events, plan, sizes)
     return plan
 
 
@@ -253,6 +259,17 @@ def _tell(events: EventLog, plan: Plan, found: Fingerprint, settings: PlanSettin
         )
 
 
+def _tell_padding(events: EventLog, plan: Plan, sizes: Sequence[float]) -> None:
+    """Say where crops are larger than scans: it costs time, and nothing is learnt from padding."""
+    axes = [axis for axis in range(3) if plan.crop[axis] > np.ceil(sizes[axis])]
+    if axes:
+        where = " and ".join(f"{plan.crop[axis]} voxels of {sizes[axis]:.0f} along {'RAS'[axis]}" for axis in axes)
+        events.message(
+            f"crops are larger than the median scan ({where}), and the rest is padding: these sizes suit the "
+            "network. A network.architecture or network.token with a smaller stride would need less of it"
+        )
+
+
 def _window_fits(plan: Plan, body: Sequence[float]) -> bool:
     """Whether the bodies' intensities cover at least a twentieth of the window, and lie in it for a good part."""
     low, high = plan.window
@@ -290,8 +307,20 @@ def _default_patch(size: float, token: int) -> int:
     return max(16 if size >= LARGEST_CROP else 8, token)
 
 
-def _fit(size: float, region: int) -> int:
-    return max(int(min(size, LARGEST_CROP) // region), 1) * region
+def _dividing(crop: int, region: int, patch: int, stride: int) -> int:
+    """The region, or a smaller one where that divides a crop that was set."""
+    step = lcm(patch, stride)
+    return max((n for n in range(step, region + 1, step) if crop % n == 0), default=region)
+
+
+def _default_crop(sizes: Sequence[float], region: Sequence[int], stride: Sequence[int]) -> list[int]:
+    """Whole regions that fit the median scan, at least one; two along its longest axis where one is not enough."""
+    crop = [max(int(min(size, LARGEST_CROP) // r), 1) * r for size, r in zip(sizes, region)]
+    if all(c == s for c, s in zip(crop, stride)):
+        # A single voxel at the bottleneck has no spread that an instance norm could divide by.
+        longest = int(np.argmax(sizes))
+        crop[longest] += region[longest]
+    return crop
 
 
 def _triple(values: Sequence[Any], kind: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def prepare_folder(
     plan: Plan | None = None,
     at_least: int = 1,
     dataset: Dataset | None = None,
+    any_channels: bool = False,
 ) -> Prepared:
     """Survey, plan and prepare one of the run's folders.
 
@@ -90,6 +91,7 @@ def prepare_folder(
         plan: one to follow, e.g. that of pre-trained weights; None makes one from the scans.
         at_least: how many usable cases are needed.
         dataset: a part of the folder's cases; None takes all.
+        any_channels: whether the scans may have other channels than ``plan``, which then takes theirs.
 
     Raises:
         DataError: the folder has too few cases that can be used, or scans that do not fit the plan.
@@ -109,6 +111,8 @@ def prepare_folder(
         )
     classes = _classes(facts, dataset) if name == "labelled" else ()
     plan = make_plan(facts, run.plan, run.network, events) if plan is None else plan
+    if any_channels:
+        plan = replace(plan, channels=facts[0].channels)
     if facts[0].channels != plan.channels:
         raise DataError(
             f"{source}: scans have {facts[0].channels} channel(s), the plan has {plan.channels}",

@@ -133,6 +133,24 @@ def open_case(folder: Path) -> PreparedCase | None:
         return None
 
 
+def place_of(case: PreparedCase) -> tuple[Grid, list[tuple[float, float]]]:
+    """Where a prepared scan lies, and (scale, offset) a channel: intensity of the scan = stored · scale + offset.
+
+    Raises:
+        DataError: its description cannot be read any more.
+    """
+    file = case.folder / "case.json"
+    try:
+        content = read_json(file)
+        (depth, height, width), affine = content["shape"], np.array(content["affine"], dtype=np.float64)
+        return Grid((depth, height, width), affine), [(float(s), float(o)) for s, o in content["scale"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error})",
+            cure="Run the command again: what is missing or damaged in the store is prepared anew.",
+        ) from error
+
+
 def disk_need(found: Sequence[CaseFacts], plan: Plan) -> int:
     """The bytes that cases take at most when they are prepared."""
     total = 0

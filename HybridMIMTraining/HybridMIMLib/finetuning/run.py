@@ -14,29 +14,29 @@ import torch
 from torch import Tensor
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings, Run, make_run, user_path
+from HybridMIMLib.config import Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
 from HybridMIMLib.data.classes import LabelClass, Region
 from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
 from HybridMIMLib.data.patches import CropSampler, keys_on
-from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
 from HybridMIMLib.data.splits import Split, draw_split, read_split, shared_patients
 from HybridMIMLib.data.survey import CaseFacts, classes_of, read_case, survey
-from HybridMIMLib.errors import DataError, LabelError, ModelError, SettingsError
+from HybridMIMLib.errors import DataError, LabelError
 from HybridMIMLib.evaluation.dice import dice_by_class, dice_by_region, mean_dice
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.finetuning.loss import segmentation_losses, set_initial_shares
 from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import ModelPackage
-from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
+from HybridMIMLib.networks import EncoderDecoder, SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.dropout import dropout_keys
-from HybridMIMLib.networks.memory import activation_bytes, settle_batch
-from HybridMIMLib.pretraining.run import WEIGHTS_FILE
+from HybridMIMLib.networks.memory import crop_bytes, settle_batch
+from HybridMIMLib.pretrained import Pretrained
 from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
-from HybridMIMLib.weights import load_weights, save_weights, transfer
+from HybridMIMLib.transfer import transfer
+from HybridMIMLib.weights import load_weights, restore, save_weights
 
 FEWEST_CASES = 2
 
@@ -63,26 +63,22 @@ def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
     """Prepare, train, validate, write the package; see :func:`finetune`. ``dataset`` names a part of the cases."""
     device = choose_device(run.device)
-    start = _PretrainedWeights.of(run)
+    start = Pretrained.of(run)
     if start:
-        start.check_settings(run)
-    if start:
-        run = replace(run, network=start.network)
+        run = replace(run, network=start.network_for(run))
     if dataset is None:
         dataset = dataset_of(run, "labelled")
-    prepared = prepare_folder(run, "labelled", folder, events, start.plan if start else None, FEWEST_CASES, dataset)
+    plan = start.plan_for(run) if start else None
+    prepared = prepare_folder(run, "labelled", folder, events, plan, FEWEST_CASES, dataset, plan is not None)
     network_settings = settled(run.network, prepared.plan.spacing)
     run = replace(run, network=network_settings)
-    assert network_settings.features is not None
-    crop_bytes = activation_bytes(network_settings.features, prepared.plan.crop, len(prepared.classes) + 1)
-    batch = settle_batch(run.finetuning.batch, crop_bytes, device, folder, events)
+    batch = settle_batch(run.finetuning.batch, lambda: _crop_bytes(run, prepared), device, folder, events)
     run = replace(run, finetuning=replace(run.finetuning, batch=batch))
     plan, classes = prepared.plan, len(prepared.classes)
     network = make_segmentation_network(network_settings, plan.channels, classes, plan.crop, run.seed)
     assert network.head.bias is not None
     set_initial_shares(network.head.bias)
-    loaded = start.transfer_to(network) if start else "from scratch"
-    events.message(loaded)
+    loaded = begin_with(network.backbone, start, run.partial_weights, events)
     shares = _split_cases(run, dataset, prepared.facts, prepared.classes, events)
     contents = {facts.case.name: facts.content for facts in prepared.facts}
     kinds = zip(("training", "validation"), shares)
@@ -115,6 +111,20 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     }
 
 
+def _crop_bytes(run: Run, prepared: Prepared) -> int:
+    """Memory that a crop takes in a step; a network is made for this question alone."""
+    plan, classes = prepared.plan, len(prepared.classes)
+    network = make_segmentation_network(run.network, plan.channels, classes, plan.crop)
+
+    def losses(count: int) -> dict[str, Tensor]:
+        label = torch.zeros(count, *plan.crop, dtype=torch.int64)
+        with dropout_keys(torch.arange(count)):
+            scores = network(torch.zeros(count, plan.channels, *plan.crop))
+        return segmentation_losses(scores, label)
+
+    return crop_bytes(losses)
+
+
 def check_labelled(run: Run, dataset: Dataset) -> None:
     """Read all cases once, for what would end a fine-tuning on them: before hours go into the pre-training.
 
@@ -140,52 +150,15 @@ def model_name(run: Run) -> str:
     return " ".join(name.split()) or "model"
 
 
-class _PretrainedWeights:
-    """Weights of a pre-training, with the network and the plan that they belong to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tensors, description = load_weights(path)
-        try:
-            self.network = NetworkSettings(**description["network"])
-            self.plan = Plan.from_json(description["plan"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"{path}: does not hold weights of a pre-training", cure="Give the run folder of a pre-training."
-            ) from error
-
-    @classmethod
-    def of(cls, run: Run) -> _PretrainedWeights | None:
-        """The weights that the run names, as run folder or as file, or None to start from scratch."""
-        if run.weights is None:
-            return None
-        path = user_path(run.weights)
-        if path.is_dir() and not (path / WEIGHTS_FILE).exists():
-            raise ModelError(
-                f"{path}: is no run folder of a finished pre-training",
-                cure="Give the --output of a pretrain that has ended.",
-            )
-        return cls(path / WEIGHTS_FILE if path.is_dir() else path)
-
-    def check_settings(self, run: Run) -> None:
-        """Weights bring their plan and network with them; a setting that says otherwise would be ignored.
-
-        Raises:
-            SettingsError: such a setting was given.
-        """
-        given, own = asdict(run.plan), self.plan.to_json()
-        wrong = [f"plan.{n}" for n in ("spacing", "crop", "patch", "region") if given[n] and given[n] != list(own[n])]
-        if settled(run.network, self.plan.spacing) != self.network and run.network != NetworkSettings():
-            wrong.append("network")
-        if wrong:
-            raise SettingsError(
-                f"{', '.join(wrong)}: the weights in {self.path} were trained with other values",
-                cure="Leave these settings out, or pre-train with them.",
-            )
-
-    def transfer_to(self, network: SegmentationNetwork) -> str:
-        """Copy encoder and decoder; the sentence says how many tensors."""
-        return transfer(network.backbone, self.tensors, self.path)
+def begin_with(backbone: EncoderDecoder, start: Pretrained | None, partial: bool, events: EventLog) -> str:
+    """Fill the backbone from pre-trained weights, if any, and tell of it; the sentence sums it up."""
+    if start is None:
+        events.message("from scratch")
+        return "from scratch"
+    account = transfer(backbone, start, partial)
+    for line in account.lines():
+        events.message(line)
+    return account.sentence()
 
 
 class _Finetuning:
@@ -231,7 +204,7 @@ class _Finetuning:
             memory=self.memory,
         ).run()
         if self.validation:
-            transfer(self.network, load_weights(self.best)[0], self.best)
+            restore(self.network, load_weights(self.best)[0], self.best)
             self._warn_of_lost_classes()
         return self.memory
 

@@ -7,14 +7,21 @@ from contextlib import contextmanager
 
 import torch
 
+from HybridMIMLib.architectures import SEGRESNET, SWIN, VIT
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.networks.interface import EncoderDecoder, SegmentationNetwork, Triple
+from HybridMIMLib.networks.segresnet import SegResNet
+from HybridMIMLib.networks.swin_unetr import SwinUNETR
 from HybridMIMLib.networks.unet import UNet
+from HybridMIMLib.networks.unetr import UNETR
 from HybridMIMLib.randomness import stream_key
 
 __all__ = [
+    "UNETR",
     "EncoderDecoder",
+    "SegResNet",
     "SegmentationNetwork",
+    "SwinUNETR",
     "UNet",
     "initial_weights",
     "make_backbone",
@@ -41,7 +48,25 @@ def _u_net(settings: NetworkSettings, channels: int, crop: Triple) -> EncoderDec
     return UNet(channels, settings.features, settings.strides, settings.dropout, residual)
 
 
-_BACKBONES = {"unet": _u_net, "resunet": _u_net}
+def _swin_unetr(settings: NetworkSettings, channels: int, crop: Triple) -> EncoderDecoder:
+    return SwinUNETR(channels, SWIN[settings.size], settings.window, settings.dropout)
+
+
+def _unetr(settings: NetworkSettings, channels: int, crop: Triple) -> EncoderDecoder:
+    return UNETR(channels, VIT[settings.size], crop, settings.token, settings.dropout)
+
+
+def _segresnet(settings: NetworkSettings, channels: int, crop: Triple) -> EncoderDecoder:
+    return SegResNet(channels, SEGRESNET[settings.size], settings.dropout)
+
+
+_BACKBONES = {
+    "unet": _u_net,
+    "resunet": _u_net,
+    "swinunetr": _swin_unetr,
+    "unetr": _unetr,
+    "segresnet": _segresnet,
+}
 
 
 def make_segmentation_network(

@@ -39,14 +39,15 @@ class SampleDropout(nn.Module):
     Args:
         share: probability with which a channel is dropped.
         stage: of the encoder that the layer belongs to; no two layers of a network have the same.
+        axis: which one the channels lie along, the last for tokens.
     """
 
-    def __init__(self, share: float, stage: int) -> None:
+    def __init__(self, share: float, stage: int, axis: int = 1) -> None:
         super().__init__()
-        self.share, self.stage = share, stage
+        self.share, self.stage, self.axis = share, stage, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` (B, C, D, H, W) with channels set to 0 and the others scaled by 1 / (1 - share).
+        """``x``, such as (B, C, D, H, W), with channels set to 0 and the others scaled by 1 / (1 - share).
 
         Raises:
             RuntimeError: in training mode outside of :func:`dropout_keys`, or with another number of keys.
@@ -59,8 +60,10 @@ class SampleDropout(nn.Module):
         keys, from_stage = drawn
         if self.stage < from_stage:
             return x
-        kept = uniform(keys, f"dropout of stage {self.stage}", x.shape[1]) >= self.share
-        return x * (kept.to(x.dtype) / (1 - self.share))[:, :, None, None, None]
+        shape = [1] * (x.ndim - 1)
+        shape[self.axis - 1] = x.shape[self.axis]
+        kept = uniform(keys, f"dropout of stage {self.stage}", *shape) >= self.share
+        return x * (kept.to(x.dtype) / (1 - self.share))
 
     def extra_repr(self) -> str:
         """Shown by ``print(network)``."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pyramid = list[Tensor]
@@ -30,6 +31,8 @@ class Box:
 
         Places stay on the device: to cut slices, the host would have to wait for them.
         """
+        if len(self.lower) != len(x):
+            raise ValueError(f"boxes of {len(self.lower)} samples do not fit a batch of {len(x)}")
         size = tuple(n // s for n, s in zip(self.size, stride))
         if size == x.shape[2:]:
             return x
@@ -41,6 +44,11 @@ class Box:
             flat = flat * x.shape[axis + 2] + places.reshape(shape)
         index = flat.reshape(len(x), 1, -1).expand(-1, x.shape[1], -1)
         return x.flatten(2).gather(2, index).reshape(len(x), x.shape[1], *size)
+
+
+def wholly_hidden(hidden: Tensor, token: Triple) -> Tensor:
+    """Which tokens are hidden to their last voxel: (B, D, H, W) bool → (B, d, h, w) bool."""
+    return F.max_pool3d((~hidden)[:, None].to(torch.float32), token)[:, 0] == 0
 
 
 class EncoderDecoder(nn.Module, ABC):
@@ -85,6 +93,13 @@ class EncoderDecoder(nn.Module, ABC):
 
         With a box, every level is cut to it first: nothing outside is computed or seen
         (partial region prediction, arXiv:2303.10333).
+
+        Near faces of the box that lie inside the scan the result is not that of the whole, because convolutions see
+        zeros there: they reach 30 voxels at most, and 126 in SwinUNETR, of which less than 1e-4 is left after 32.
+        Instance and group norms differ everywhere, because their statistics are those of the box: 32 voxels and more
+        from such faces, on the mean, by 0.06 to 0.08 of the spread of the features in the U-Net, 0.07 to 0.09 in
+        SwinUNETR, 0.05 to 0.06 in UNETR, 0.05 to 0.07 in SegResNet; over the whole box by 0.10 to 0.19. Measured with
+        a box of 64³ in the corner of a crop of 96³, size base, initial weights, three CT scans.
         """
 
     @abstractmethod
@@ -100,6 +115,10 @@ class EncoderDecoder(nn.Module, ABC):
     def encode(self, x: Tensor) -> Pyramid:
         """The feature pyramid of ``x`` (B, C, D, H, W), finest level first."""
         return self.encode_from(0, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, out_width, D, H, W) of ``x`` (B, C, D, H, W)."""
+        return self.decode(self.encode(x))
 
     def in_box(self, pyramid: Pyramid, box: Box | None) -> Pyramid:
         """Every level cut to the box."""
@@ -122,7 +141,7 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, outputs, D, H, W), background first, of a scan (B, C, D, H, W)."""
-        scores: Tensor = self.head(self.backbone.decode(self.backbone.encode(x)))
+        scores: Tensor = self.head(self.backbone(x))
         return scores
 
     def monai_state(self) -> Mapping[str, Tensor]:

@@ -1,36 +1,35 @@
-"""How many crops fit a device: an estimate of what a training step holds in memory, and the batch that follows.
+"""How many crops fit a device: what a training step holds in memory, and the batch that follows.
 
-A step holds, besides the weights, what the backward pass needs. For a U-Net with ``f`` channels and ``v`` voxels at a
-level (``v`` an eighth of the level above), in numbers of 4 bytes for each crop:
+A step, forward and backward, is run once on tensors without data (torch's ``FakeTensorMode``): nothing is computed
+and no memory taken, but every tensor that would be there is known with its size. The most bytes that are there at one
+time, counted for one crop and for two, say what a further crop takes, for any network and any objective.
 
-=============  ======================================================================================
-encoder        4 f v a level (two convolutions and their norms), and the copy that dropout makes
-decoder        5 f v a level below the bottleneck (cut to the box, upsampled and joined, convolved, normalised),
-               over the voxels that are decoded
-head, losses   8 a decoded voxel and output
-backward       3 f v of the finest level, for gradients on their way
-crop           8 v of the finest level: image, label map, mask, and their copies
-=============  ======================================================================================
-
-Measured on the CPU (peak of the process's memory above what it held before the step), the estimate was 0.9 to 1.1
-times that for fine-tuning and 0.75 to 0.95 times for pre-training, over two networks and crops of 48 and 64 voxels;
-``Testing/Library/networks/test_memory.py`` repeats the measurement. On GPUs it was not measured.
+Measured on the CPU (peak of the process's memory above what it held before the step), the figure was 0.9 to 1.05
+times that for U-Net, SwinUNETR, UNETR and SegResNet on crops of 48 and 64 voxels, and 0.85 to 1.3 times on smaller
+ones; ``Testing/Library/networks/test_memory.py`` repeats a part of it. On GPUs it was not measured. What a kernel
+takes to work in (cuDNN, oneDNN) is not seen, which is one reason to leave room free.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from math import prod
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 
 FEWEST_TO_CONTRAST, MOST = 4, 16
-"""Crops of a batch that is fitted: the contrast needs others to compare with, and more than 16 teach little more."""
+"""Crops of a batch that is fitted: the contrast needs others to compare with, and more than 16 a device teach little
+more."""
 _WHERE_UNKNOWN = 4
 GPU_SHARE = 0.5
 """Of a GPU's free memory; the rest is for weights, the optimizer, and what cuDNN takes to work in."""
@@ -39,51 +38,83 @@ RAM_SHARE = 0.25
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def activation_bytes(
-    features: Sequence[int],
-    crop: Sequence[int],
-    outputs: int,
-    decoded: float = 1.0,
-    again_from: int | None = None,
-) -> int:
-    """Bytes that one crop takes in a training step of a U-Net.
+def crop_bytes(losses: Callable[[int], Mapping[str, Tensor]]) -> int:
+    """Bytes that a further crop takes at the height of a training step.
 
     Args:
-        features: channels of each level.
-        crop: voxels along each axis.
-        outputs: channels of the head, background included.
-        decoded: share of the voxels that the decoder works on.
-        again_from: the level at which a second pass enters the encoder; None: there is none.
+        losses: number of crops → losses of a step on that many, which it makes itself, on the CPU. What it trains is
+            left with gradients and buffers that hold no data, so it must be made for this alone.
     """
-    voxels = [prod(crop) / 8**level for level in range(len(features))]
-    sizes = [f * v for f, v in zip(features, voxels)]
-    # Dropout copies what enters a level; at the finest, what lies between its two convolutions.
-    encoder = [4 * size + copied for size, copied in zip(sizes, [sizes[0], *sizes[:-1]])]
-    numbers = sum(encoder) + 5 * decoded * sum(sizes[:-1]) + 3 * sizes[0]
-    numbers += 8 * (1 + outputs * decoded) * voxels[0]
-    if again_from is not None:
-        numbers += sum(encoder[again_from:])
-    return round(4 * numbers)
+    one, two = (_height(losses, count) for count in (1, 2))
+    return max(two - one, 1)
+
+
+def _height(losses: Callable[[int], Mapping[str, Tensor]], count: int) -> int:
+    """The most bytes of tensors at one time, in a step of ``count`` crops."""
+    # The weights are real; they become fake where they are used.
+    with FakeTensorMode(allow_non_fake_inputs=True), _Held() as held:
+        torch.stack(list(losses(count).values())).sum().backward()
+    return held.most
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of what operations make, each storage once, until it is let go.
+
+    Attributes:
+        most: bytes at the height.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor):
+                self._count(one.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place not in self._known:
+            self._known.add(place)
+            self._now += size
+            self.most = max(self.most, self._now)
+            weakref.finalize(storage, self._let_go, place, size).atexit = False
+
+    def _let_go(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self._now -= size
 
 
 def settle_batch(
-    given: int, crop_bytes: int, device: torch.device, folder: Path, events: EventLog, fewest: int = 1
+    given: int,
+    bytes_of_crop: Callable[[], int],
+    device: torch.device,
+    folder: Path,
+    events: EventLog,
+    fewest: int = 1,
+    devices: int = 1,
 ) -> int:
     """The batch as set, or for 0 one that fits the device; a run that goes on keeps the one it began with.
 
     Args:
         given: as in the settings.
-        crop_bytes: of one crop, from :func:`activation_bytes`.
+        bytes_of_crop: says what a crop takes, see :func:`crop_bytes`; asked where it matters alone.
         device: where to compute.
         folder: of the stage; a fitted batch is kept there in ``batch.json``.
         events: where to tell.
         fewest: crops that are needed whatever fits.
+        devices: like this one, which share the batch evenly.
     """
     if given:
         return given
     file = folder / "batch.json"
     kept = _kept(file) if (folder / "checkpoint.pt").exists() else None
-    batch = kept or fitted_batch(crop_bytes, device, events, fewest)
+    batch = kept or devices * fitted_batch(bytes_of_crop(), device, events, -(-fewest // devices))
     write_json(file, {"batch": batch})
     return batch
 

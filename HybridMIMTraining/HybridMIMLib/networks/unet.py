@@ -19,7 +19,7 @@ LEAST_FOR_MONAI = 3
 """Stages that MONAI's class asks for; ours works with two as well."""
 
 
-class UNet(DynUNet, EncoderDecoder):  # type: ignore[misc]  # MONAI is not typed
+class UNet(EncoderDecoder, DynUNet):  # type: ignore[misc]  # MONAI is not typed
     """U-Net.
 
     Args:

@@ -1,22 +1,69 @@
-"""The objective that the settings describe, after a look whether it can work on these scans."""
+"""The objective that the settings describe, after a look whether it can work with these sizes, network and scans.
+
+Each objective looks at its own settings; those that it has no use for may be left as they are.
+
+=========  =============================================================================================
+objective  what must fit
+=========  =============================================================================================
+hybridmim  the box: within the crop, of whole and more than one voxel of the bottleneck; the contrast:
+           dropout, and crops of two patients
+simmim     patches of whole tokens; a ratio that leaves something to see
+mae        the same; a ViT (unetr), and a decoder with at least one block
+simclr     crops of two patients
+none
+=========  =============================================================================================
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import floor, prod
 
+from HybridMIMLib.architectures import token_size
 from HybridMIMLib.config import PretrainingSettings, Run
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.networks import initial_weights, make_backbone
 from HybridMIMLib.networks.interface import EncoderDecoder
+from HybridMIMLib.networks.unetr import UNETR
 from HybridMIMLib.pretraining.contrast import FEWEST_PATIENTS, QUEUE
 from HybridMIMLib.pretraining.hybridmim import HybridMIM
+from HybridMIMLib.pretraining.mae import MAE, masked_count
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple
-from HybridMIMLib.pretraining.objective import Objective
+from HybridMIMLib.pretraining.objective import Objective, train_encoder_alone
+from HybridMIMLib.pretraining.reconstruction import ratio_of
+from HybridMIMLib.pretraining.scratch import Scratch
+from HybridMIMLib.pretraining.simclr import SimCLR
+from HybridMIMLib.pretraining.simmim import SimMIM
+
+BOX_SHARE = 2 / 3
+"""Of the crop along each axis, as published."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What an objective is made of.
+
+    Attributes:
+        run: settings.
+        plan: sizes, channels and spacing.
+        grid: crop, patch and region.
+        backbone: with its initial weights.
+        patients: how many different ones the crops come from.
+    """
+
+    run: Run
+    plan: Plan
+    grid: PatchGrid
+    backbone: EncoderDecoder
+    patients: int
 
 
 def make_objective(run: Run, plan: Plan, patients: int) -> Objective:
     """The objective with a backbone, both with initial weights that follow from the seed.
+
+    With ``objective: none`` it is :class:`Scratch`, with which a run takes no steps.
 
     Args:
         run: settings, those of the network settled, the batch chosen.
@@ -27,22 +74,61 @@ def make_objective(run: Run, plan: Plan, patients: int) -> Objective:
         SettingsError: settings contradict each other.
         DataError: there are too few patients to contrast.
     """
-    backbone = make_backbone(run.network, plan.channels, plan.crop, run.seed)
     grid = PatchGrid(plan.crop, plan.patch, plan.region)
+    backbone = make_backbone(run.network, plan.channels, plan.crop, run.seed)
     with initial_weights(run.seed, "objective"):
-        return _hybridmim(run, plan, grid, backbone, patients)
+        return _OBJECTIVES[run.pretraining.objective](_Given(run, plan, grid, backbone, patients))
 
 
-def _hybridmim(run: Run, plan: Plan, grid: PatchGrid, backbone: EncoderDecoder, patients: int) -> Objective:
-    chosen = run.pretraining
-    if chosen.contrast_weight and run.network.dropout == 0:
+def _hybridmim(given: _Given) -> Objective:
+    chosen, backbone = given.run.pretraining, given.backbone
+    if chosen.contrast_weight and given.run.network.dropout == 0:
         raise SettingsError(
             "network.dropout is 0, and the contrast compares two passes that differ by dropout",
             cure="Set network.dropout above 0 (0.1 is usual), or pretraining.contrast_weight to 0.",
         )
-    queue = queue_length(run, patients) if chosen.contrast_weight else 0
-    box = box_size(grid, chosen, backbone.strides[-1])
-    return HybridMIM(backbone, grid, box, plan.channels, chosen, queue)
+    queue = queue_length(given.run, given.patients) if chosen.contrast_weight else 0
+    box = box_size(given.grid, chosen, backbone.strides[-1])
+    objective = HybridMIM(backbone, given.grid, box, given.plan.channels, chosen, queue)
+    if not objective.trains_decoder:
+        train_encoder_alone(backbone)
+    return objective
+
+
+def _simmim(given: _Given) -> Objective:
+    _check_patches(given)
+    return SimMIM(given.backbone, given.grid, given.plan.channels, given.run.pretraining)
+
+
+def _mae(given: _Given) -> Objective:
+    chosen = given.run.pretraining
+    if not isinstance(given.backbone, UNETR):
+        raise SettingsError(
+            f"pretraining.objective is mae, whose encoder computes some tokens of a ViT, and network.architecture is "
+            f"{given.run.network.architecture}",
+            cure="Set network.architecture to unetr, or pretraining.objective to simmim.",
+        )
+    if chosen.head_depth == 0:
+        raise SettingsError(
+            "pretraining.head_depth is 0, and without a block mae cannot tell hidden tokens of the visible ones",
+            cure="Set pretraining.head_depth from 1 to 8 (4 is usual), or pretraining.objective to simmim.",
+        )
+    _check_patches(given)
+    return MAE(given.backbone, given.grid, given.plan.channels, chosen)
+
+
+def _simclr(given: _Given) -> Objective:
+    queue = queue_length(given.run, given.patients)
+    return SimCLR(given.backbone, given.plan.spacing, given.run.pretraining, queue)
+
+
+_OBJECTIVES: dict[str, Callable[[_Given], Objective]] = {
+    "hybridmim": _hybridmim,
+    "simmim": _simmim,
+    "mae": _mae,
+    "simclr": _simclr,
+    "none": lambda given: Scratch(given.backbone),
+}
 
 
 def queue_length(run: Run, patients: int) -> int:
@@ -54,9 +140,10 @@ def queue_length(run: Run, patients: int) -> int:
     """
     chosen = run.pretraining
     if patients < 2:
+        instead = "pretraining.contrast_weight to 0" if chosen.objective == "hybridmim" else "another objective"
         raise DataError(
             f"{run.unlabelled}: holds usable scans of one patient, and the contrast compares different patients",
-            cure="Add scans of others, or set pretraining.contrast_weight to 0.",
+            cure=f"Add scans of others, or set {instead}.",
         )
     if chosen.contrast_queue >= 0:
         if chosen.contrast_queue == 0 and chosen.batch < 2:
@@ -71,18 +158,62 @@ def queue_length(run: Run, patients: int) -> int:
 def box_size(grid: PatchGrid, settings: PretrainingSettings, stride: Sequence[int]) -> Triple:
     """The box to reconstruct: as set, or two thirds of the crop along each axis, in steps of the stride.
 
+    Without a reconstruction (``partial_weight`` 0) what is set plays no part.
+
     Raises:
-        SettingsError: the box is larger than the crop, or no multiple of the network's stride.
+        SettingsError: the box is larger than the crop, no multiple of the network's stride, or a single step of it.
     """
-    nearest = [min(max(round(2 / 3 * c / s), 1) * s, c) for c, s in zip(grid.crop, stride)]
-    if settings.box is None:
-        # A single voxel at the bottleneck has no spread that an instance norm could divide by.
-        d, h, w = (2 * n if nearest == list(stride) and 2 * n <= c else n for n, c in zip(nearest, grid.crop))
-        return (d, h, w)
-    if any(b > c or b % s for b, c, s in zip(settings.box, grid.crop, stride)) or settings.box == list(stride):
+    box = settings.box if settings.partial_weight else None
+    if box is None:
+        return _nearest_box([BOX_SHARE * c for c in grid.crop], grid.crop, stride)
+    if any(b > c or b % s for b, c, s in zip(box, grid.crop, stride)) or box == list(stride):
+        nearest = list(_nearest_box(box, grid.crop, stride))
         raise SettingsError(
-            f"pretraining.box {settings.box} does not fit crop {list(grid.crop)} and stride {list(stride)}",
-            cure=f"Choose a box within the crop, each side a multiple of the stride, such as {nearest}.",
+            f"pretraining.box {box} does not fit crop {list(grid.crop)} and stride {list(stride)}",
+            cure=f"Choose a box within the crop, each side a multiple of the stride, and not all of them the stride "
+            f"itself; the nearest is {nearest}.",
         )
-    d, h, w = settings.box
+    d, h, w = box
     return (d, h, w)
+
+
+def _nearest_box(wanted: Sequence[float], crop: Sequence[int], stride: Sequence[int]) -> Triple:
+    nearest = [min(max(round(n / s), 1) * s, c) for n, c, s in zip(wanted, crop, stride)]
+    if nearest == list(stride):
+        # A single voxel at the bottleneck has no spread that an instance norm could divide by.
+        nearest = [2 * n if 2 * n <= c else n for n, c in zip(nearest, crop)]
+    d, h, w = nearest
+    return (d, h, w)
+
+
+def _check_patches(given: _Given) -> None:
+    """See whether patches can be hidden from this network, and some are left to see."""
+    _check_tokens(given.grid, given.run.network.architecture, token_size(given.run.network))
+    ratio, patches = ratio_of(given.run.pretraining), prod(given.grid.patches)
+    if masked_count(max(ratio) if isinstance(ratio, list) else ratio, patches) < patches:
+        return
+    if patches == 1:
+        raise SettingsError(
+            f"plan.crop {list(given.grid.crop)} is a single patch: with that hidden, nothing is left to see",
+            cure="Choose a larger plan.crop, or a smaller plan.patch.",
+        )
+    most = floor(1000 * (patches - 1) / patches) / 1000
+    raise SettingsError(
+        f"pretraining.mask_ratio {ratio} hides all {patches} patches of a crop",
+        cure=f"Choose {most} at most.",
+    )
+
+
+def _check_tokens(grid: PatchGrid, architecture: str, token: int) -> None:
+    """See whether a patch is made of whole tokens: part of one cannot be hidden."""
+    if not any(side % token for side in grid.patch):
+        return
+    # Of those that the region is a multiple of; a token always is, as the region is one of the stride.
+    fitting = [[n for n in range(token, side + 1, token) if side % n == 0] for side in grid.region]
+    below = [max((n for n in sides if n <= p), default=sides[0]) for sides, p in zip(fitting, grid.patch)]
+    above = [min((n for n in sides if n >= p), default=sides[-1]) for sides, p in zip(fitting, grid.patch)]
+    nearest = f"{below}" if below == above else f"{below} or {above}"
+    raise SettingsError(
+        f"plan.patch {list(grid.patch)} is not a multiple of the {token} voxels along a token of {architecture}",
+        cure=f"The nearest that fit plan.region {list(grid.region)}: {nearest}.",
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
 from HybridMIMLib.data.patches import inside_mask
+from HybridMIMLib.distributed import alone, gathered, place
 
 Triple = tuple[int, int, int]
 
@@ -30,7 +30,12 @@ def pooled(level: Tensor, sizes: Tensor, stride: Triple) -> Tensor:
         (B, C).
     """
     d, h, w = (n * s for n, s in zip(level.shape[2:], stride))
-    weight = F.avg_pool3d(inside_mask(sizes, (d, h, w))[:, None].to(level.dtype), stride)
+    return pooled_inside(level, inside_mask(sizes, (d, h, w)), stride)
+
+
+def pooled_inside(level: Tensor, inside: Tensor, stride: Triple) -> Tensor:
+    """The same, (B, C), for crops whose scan lies anywhere: ``inside`` (B, D, H, W) is True where there is scan."""
+    weight = F.avg_pool3d(inside[:, None].to(level.dtype), stride)
     total = reduce(weight, "b c d h w -> b c", "sum").clamp(min=1e-6)
     return reduce(level * weight, "b c d h w -> b c", "sum") / total
 
@@ -62,10 +67,9 @@ class NegativeQueue(nn.Module):
         length = len(self.patients)
         views, patients = views[-length:], patients[-length:]
         places = (self._next + torch.arange(len(views), device=views.device)) % length
-        # New tensors: the backward pass of this step still needs the old ones.
-        self.views = self.views.index_copy(0, places, views.to(self.views.dtype))
-        self.patients = self.patients.index_copy(0, places, patients)
-        self._next = (self._next + len(views)) % length
+        self.views.index_copy_(0, places, views.to(self.views.dtype))
+        self.patients.index_copy_(0, places, patients)
+        self._next.copy_((self._next + len(views)) % length)
 
 
 def nt_xent(
@@ -88,8 +92,12 @@ def nt_xent(
 
 @torch.no_grad()
 def partner_found(one: Tensor, other: Tensor, patients: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of views whose partner is the most similar one, and the share that guessing would find."""
-    similarity, partner = _similarities(one, other, patients, None)
+    """Share of views whose partner is the most similar one, and the share that guessing would find.
+
+    Among the crops of this process alone: whoever measures need not wait for others to do the same.
+    """
+    with alone():
+        similarity, partner = _similarities(one, other, patients, None)
     chance = 1 / (similarity > -torch.inf).sum(dim=1)
     return (similarity.argmax(dim=1) == partner).float().mean(), chance.mean()
 
@@ -100,7 +108,7 @@ def _similarities(one: Tensor, other: Tensor, patients: Tensor, queue: NegativeQ
     views = F.normalize(torch.cat([gathered(one), gathered(other)]), dim=1)
     owners = gathered(patients).repeat(2)
     count = len(views) // 2
-    first = idist.get_rank() * len(one) + torch.arange(len(one), device=one.device)
+    first = place() * len(one) + torch.arange(len(one), device=one.device)
     partner = torch.cat([first + count, first])
     if queue is not None:
         views = torch.cat([views, queue.views.to(views.dtype)])
@@ -108,12 +116,3 @@ def _similarities(one: Tensor, other: Tensor, patients: Tensor, queue: NegativeQ
     left_out = (patients.repeat(2)[:, None] == owners[None, :]) | (owners == NOBODY)[None, :]
     left_out = left_out.scatter(1, partner[:, None], False)
     return (own @ views.T).masked_fill(left_out, -torch.inf), partner
-
-
-def gathered(x: Tensor) -> Tensor:
-    """The rows of every process, one after another; gradients find their way back to where the rows came from."""
-    if idist.get_world_size() == 1:
-        return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(x.contiguous()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class CropSource:
     Args:
         cases: prepared scans.
         crop: voxels along each axis.
-        batch: crops a step.
+        batch: crops a step, of all processes together.
         seed: of the run.
         device: where to put them.
     """
@@ -49,6 +50,12 @@ class CropSource:
         self.batch, self.device = batch, device
         self.sampler = CropSampler(cases, crop, seed, "pretrain")
 
+    def part(self, which: int, parts: int) -> CropSource:
+        """The same, but of every batch draws one of several equal parts alone."""
+        part = copy(self)
+        part.sampler = self.sampler.part(which, parts)
+        return part
+
     def draw(self, step: int) -> Crops:
         """The crops of a step."""
         drawn = self.sampler.batch(step, self.batch, self.device)
@@ -58,3 +65,13 @@ class CropSource:
             keys_on(drawn.keys, self.device),
             to_device(np.array(drawn.patients, dtype=np.int64), self.device),
         )
+
+
+def blank_crops(count: int, channels: int, crop: Triple) -> Crops:
+    """Crops of nothing, filled to the last voxel and of a patient each: to see what a step takes."""
+    return Crops(
+        torch.zeros(count, channels, *crop),
+        torch.tensor(crop).expand(count, 3).clone(),
+        torch.arange(count),
+        torch.arange(count),
+    )

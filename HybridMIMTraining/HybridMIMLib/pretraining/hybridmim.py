@@ -13,6 +13,8 @@ sample     contrast                     two passes that differ by dropout are al
 What differs from the published code, on purpose:
 
 - The mask is drawn in two levels, and is a tensor of its own: neither dark voxels nor padding count as masked.
+- Hidden voxels take a learned intensity. They are 0 in the published code, which in CT is air: no head could tell
+  hidden air from air that is seen.
 - Regions are cut out of the grid in space, so that a region's label belongs to its feature.
 - The box lies anywhere, not always in the same corner.
 - Consistency compares expected counts, so that its gradient reaches both heads.
@@ -30,7 +32,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from HybridMIMLib.architectures import check_divides
 from HybridMIMLib.config import PretrainingSettings
+from HybridMIMLib.data.patches import inside_mask
 from HybridMIMLib.draws import derived_keys
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.interface import Box, EncoderDecoder, Pyramid
@@ -46,7 +50,13 @@ from HybridMIMLib.pretraining.masking import (
     whole_patches,
 )
 from HybridMIMLib.pretraining.objective import Objective, Preview, mode
-from HybridMIMLib.pretraining.targets import error_to_patch_mean, masked_error, normalised, patch_statistics
+from HybridMIMLib.pretraining.targets import (
+    error_to_patch_mean,
+    masked_error,
+    mean_over,
+    normalised,
+    patch_statistics,
+)
 
 MASK_RATIO = 0.40
 """As published."""
@@ -79,6 +89,9 @@ class HybridMIM(Objective):
         channels: of the scans.
         settings: ratios, weights, temperature and stage of the contrast.
         queue: earlier crops to contrast with, 0 for none.
+
+    Raises:
+        SettingsError: the region is no multiple of the backbone's stride.
     """
 
     trains_decoder = True
@@ -93,6 +106,7 @@ class HybridMIM(Objective):
         queue: int = 0,
     ) -> None:
         super().__init__()
+        check_divides("plan.region", grid.region, "the stride of the network", backbone.strides[-1])
         self.backbone, self.grid, self.box, self.settings = backbone, grid, box, settings
         self.error = "l2" if settings.reconstruction == "auto" else settings.reconstruction
         self.stage = min(settings.contrast_stage, len(backbone.widths) - 1)
@@ -101,6 +115,8 @@ class HybridMIM(Objective):
         feature = width * prod(self.cells)
         weights = settings
         self.trains_decoder = weights.partial_weight > 0
+        # Begins at 0, as published; what is not learnt stays there.
+        self.fill = nn.Parameter(torch.zeros(channels), requires_grad=settings.fill == "learned")
         if weights.partial_weight:
             self.reconstruction = nn.Conv3d(backbone.out_width, channels, 1)
         if weights.number_weight or weights.consistency_weight:
@@ -116,7 +132,7 @@ class HybridMIM(Objective):
         chosen = self.settings
         whole = whole_patches(crops.sizes, self.grid)
         ratio = MASK_RATIO if chosen.mask_ratio is None else chosen.mask_ratio
-        content = _variation(crops.image) if chosen.box_placement == "content" else None
+        content = _variation(crops.image, crops.sizes) if chosen.box_placement == "content" else None
         return MaskedCrops(
             crops,
             whole,
@@ -141,16 +157,16 @@ class HybridMIM(Objective):
         return losses
 
     def hide(self, batch: MaskedCrops) -> Tensor:
-        """The image with the voxels of masked patches set to 0."""
-        hidden = to_voxels(batch.mask, self.grid.patch)
-        return batch.crops.image.masked_fill(hidden[:, None], 0.0)
+        """The image with the voxels of masked patches set to the fill."""
+        hidden = to_voxels(batch.mask, self.grid.patch)[:, None]
+        return torch.where(hidden, self.fill[None, :, None, None, None], batch.crops.image)
 
     def partial_loss(self, pyramid: Pyramid, batch: MaskedCrops) -> Tensor:
         """Mean error over the masked voxels inside the box (partial region prediction)."""
         predicted = self.predict(pyramid, batch.box)
         image = batch.crops.image
         target = image if self.settings.target == "raw" else normalised(image, self.grid.patch)
-        return masked_error(predicted, batch.box.crop(target), self._hidden_in_box(batch), self.error)
+        return masked_error(predicted, batch.box.crop(target), batch.box.crop(self._hidden(batch)), self.error)
 
     def predict(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
         """What lies in the box, or everywhere: intensities, or what :func:`normalised` makes of them."""
@@ -186,18 +202,19 @@ class HybridMIM(Objective):
             if hasattr(self, "number"):
                 used, counts = whole.any(dim=-1), target.sum(dim=-1)
                 right = self.number_logits(pyramid[-1]).argmax(dim=-1) == counts
-                found["number_accuracy"] = _mean(right, used)
-                always = torch.stack([_mean(counts == n, used) for n in range(prod(self.grid.per_region) + 1)])
+                found["number_accuracy"] = mean_over(right, used)
+                always = torch.stack([mean_over(counts == n, used) for n in range(prod(self.grid.per_region) + 1)])
                 found["number_chance"] = always.amax()
             if hasattr(self, "location"):
                 right = (self.location_logits(pyramid[-1]) > 0) == target
-                found["location_accuracy"] = _mean(right, whole)
-                masked = _mean(target, whole)
+                found["location_accuracy"] = mean_over(right, whole)
+                masked = mean_over(target, whole)
                 found["location_chance"] = torch.maximum(masked, 1 - masked)
             if hasattr(self, "reconstruction"):
                 predicted = self._intensities(self.predict(pyramid, batch.box), batch)
-                image, hidden = batch.box.crop(crops.image), self._hidden_in_box(batch)
-                found["error_to_patch_mean"] = error_to_patch_mean(predicted, image, hidden, self.grid.patch)
+                found["error_to_patch_mean"] = error_to_patch_mean(
+                    predicted, crops.image, self._hidden(batch), self.grid.patch, batch.box
+                )
         if hasattr(self, "projection"):
             with torch.no_grad(), mode(self, training=True):
                 one, other = self._views(self._encode(0, self.hide(batch), crops.keys, "first pass"), batch)
@@ -210,12 +227,12 @@ class HybridMIM(Objective):
             return None
         batch = self.mask(crops)
         with torch.no_grad(), mode(self, training=False):
-            masked = self.hide(batch)
-            predicted = self.predict(self.backbone.encode(masked))
+            predicted = self.predict(self.backbone.encode(self.hide(batch)))
         if self.settings.target == "normalised":
             mean, deviation = patch_statistics(crops.image, self.grid.patch)
             predicted = predicted * deviation + mean
-        return Preview(masked, predicted, to_voxels(batch.mask, self.grid.patch))
+        hidden = to_voxels(batch.mask, self.grid.patch)
+        return Preview(crops.image.masked_fill(hidden[:, None], 0.0), predicted, hidden)
 
     def _region_losses(self, bottleneck: Tensor, batch: MaskedCrops) -> dict[str, Tensor]:
         weights = self.settings
@@ -249,9 +266,9 @@ class HybridMIM(Objective):
         with dropout_keys(derived_keys(keys, which), from_stage=self.stage):
             return self.backbone.encode_from(stage, x)
 
-    def _hidden_in_box(self, batch: MaskedCrops) -> Tensor:
-        hidden = to_voxels(batch.mask, self.grid.patch)[:, None]
-        return batch.box.crop(hidden.to(batch.crops.image.dtype))
+    def _hidden(self, batch: MaskedCrops) -> Tensor:
+        """(B, 1, D, H, W) 1 for masked voxels."""
+        return to_voxels(batch.mask, self.grid.patch)[:, None].to(batch.crops.image.dtype)
 
     def _intensities(self, predicted: Tensor, batch: MaskedCrops) -> Tensor:
         """What was predicted in the box, as intensities."""
@@ -270,13 +287,13 @@ def number_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
         whole: (B, R, P) True for patches without padding; regions with none are left out.
     """
     losses = F.cross_entropy(logits.flatten(0, 1), target.sum(dim=-1).flatten(), reduction="none")
-    return _mean(losses.reshape(whole.shape[:2]), whole.any(dim=-1))
+    return mean_over(losses.reshape(whole.shape[:2]), whole.any(dim=-1))
 
 
 def location_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
     """Binary cross-entropy of which patches of a region are masked; all arguments (B, R, P), padding left out."""
     losses = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-    return _mean(losses, whole)
+    return mean_over(losses, whole)
 
 
 def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
@@ -290,16 +307,19 @@ def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
     counts = torch.arange(number.shape[-1], device=number.device, dtype=number.dtype)
     by_number = (number.softmax(dim=-1) * counts).sum(dim=-1)
     by_location = (location.sigmoid() * whole).sum(dim=-1)
-    return _mean((by_number - by_location) ** 2, whole.any(dim=-1))
+    return mean_over((by_number - by_location) ** 2, whole.any(dim=-1))
 
 
-def _mean(values: Tensor, used: Tensor) -> Tensor:
-    """Mean over what is used; 0 of nothing, as where every scan of a batch is thinner than a patch."""
-    values = values.to(torch.float32) if values.dtype == torch.bool else values
-    return (values * used).sum() / used.sum().clamp(min=1)
+def _variation(image: Tensor, sizes: Tensor) -> Tensor:
+    """(B, D, H, W) how much intensities change from voxel to voxel; air has little of it.
 
-
-def _variation(image: Tensor) -> Tensor:
-    """(B, D, H, W) how much intensities change from voxel to voxel; padding and air have little of it."""
-    steps = [F.pad(image.diff(dim=axis).abs(), pad) for axis, pad in ((2, (0, 0, 0, 0, 0, 1)), (3, (0, 0, 0, 1)))]
-    return sum(steps, F.pad(image.diff(dim=4).abs(), (0, 1))).mean(dim=1)
+    The step from the scan (its first ``sizes`` (B, 3) voxels) to padding is none.
+    """
+    d, h, w = image.shape[2:]
+    inside = inside_mask(sizes, (d, h, w))[:, None]
+    total = torch.zeros_like(image)
+    for axis in (2, 3, 4):
+        count = image.shape[axis] - 1
+        step = image.diff(dim=axis).abs() * inside.narrow(axis, 1, count)
+        total.narrow(axis, 0, count).add_(step)
+    return total.mean(dim=1)

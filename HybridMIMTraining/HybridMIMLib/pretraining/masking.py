@@ -8,7 +8,6 @@ drawn on the training device from the keys of the samples, without a look back b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -120,8 +119,9 @@ def draw_patches(keys: Tensor, whole: Tensor, mask_ratio: Share) -> Tensor:
 def draw_mask(keys: Tensor, grid: PatchGrid, whole: Tensor, mask_ratio: Share, region_ratio: Share) -> Tensor:
     """Draw two-level masks (arXiv:2303.10333).
 
-    Level 1 draws the touched regions. Level 2 draws as many patches in them as ``mask_ratio`` asks for, at least one
-    in each and otherwise all as likely, so that the counts of the regions follow the multivariate hypergeometric law.
+    Level 1 draws the touched regions. Level 2 draws as many patches in them as ``mask_ratio`` asks for: one in each,
+    and of all the others as many as are missing, each as likely. What a region has beyond its first patch therefore
+    follows the multivariate hypergeometric law.
 
     Args:
         keys: (B) of the samples.
@@ -139,23 +139,24 @@ def draw_mask(keys: Tensor, grid: PatchGrid, whole: Tensor, mask_ratio: Share, r
     masked = _count(draw_share(keys, "mask ratio", mask_ratio), capacity.sum(dim=1))
     touched = _draw_regions(keys, capacity, masked, draw_share(keys, "region ratio", region_ratio))
     allowed = room & touched[:, :, None]
-    order = uniform(keys, "masked patches", *room.shape[1:]).masked_fill(~allowed, 2.0)
-    # One patch of each touched region comes before all others, so that no touched region stays whole.
-    first = allowed & (ranks(order.flatten(0, 1)).reshape(order.shape) == 0)
-    order = torch.where(first, order - 1, order)
+    # One patch of each touched region comes before all others, so that no touched region stays whole. It has a draw
+    # of its own: were it the smallest of its region, what is left would be larger in some regions than in others.
+    first = uniform(keys, "first patches", *room.shape[1:])
+    first = _smallest(first.flatten(0, 1), allowed.flatten(0, 1), masked.new_ones(1)).reshape(room.shape)
+    order = uniform(keys, "masked patches", *room.shape[1:]) - first.to(torch.float32)
     mask = _smallest(order.flatten(1), allowed.flatten(1), masked).reshape(room.shape)
     return to_patches(mask, grid)
 
 
 def _draw_regions(keys: Tensor, capacity: Tensor, masked: Tensor, region_ratio: Tensor) -> Tensor:
-    """(B, R) True for touched regions; those without a whole patch never are."""
+    """(B, R) True for regions that may be touched, where there are as many masked patches; others never are."""
     usable = capacity > 0
     order = ranks(uniform(keys, "touched regions", capacity.shape[1]).masked_fill(~usable, 2.0))
-    wanted = torch.minimum(_count(region_ratio, usable.sum(dim=1)), masked)
+    wanted = _count(region_ratio, usable.sum(dim=1))
     # How many regions it takes, in the order drawn, to hold the masked patches.
     in_order = torch.zeros_like(capacity).scatter(1, order, capacity)
     enough = (in_order.cumsum(dim=1) < masked[:, None]).sum(dim=1) + 1
-    return usable & (order < torch.maximum(wanted, torch.where(masked > 0, enough, 0))[:, None])
+    return usable & (order < torch.maximum(wanted, enough)[:, None])
 
 
 def draw_box(
@@ -163,7 +164,7 @@ def draw_box(
 ) -> Box:
     """Draw a box of ``size`` voxels for each sample, at a multiple of ``step``, with no padding inside.
 
-    Where a scan is smaller than the box, it is drawn among the places with the most whole patches.
+    Where a scan is smaller than the box, it is drawn among the places with the most voxels of whole patches.
 
     Args:
         keys: (B) of the samples.
@@ -171,23 +172,30 @@ def draw_box(
         whole: (B, D', H', W') which patches hold no padding.
         size: of the box, multiples of ``step``.
         step: stride of the network.
-        content: (B, D, H, W) from 0 up; a place is as likely as the box there has content. None: all as likely.
+        content: (B, D, H, W) from 0 up; a place is as likely as the box there has content, and never drawn where it
+            has none, unless there is none anywhere. None: all places are as likely.
     """
     window, places = _divide(size, step), tuple((c - s) // t + 1 for c, s, t in zip(grid.crop, size, step))
-    inside = F.avg_pool3d(to_voxels(whole, grid.patch)[:, None].to(torch.float32), step)
-    held = F.avg_pool3d(inside, window, stride=1).flatten(1)
-    # The shares are sums of the same few numbers in different orders.
-    best = held >= held.amax(dim=1, keepdim=True) - 1e-4
-    chance = best.to(torch.float32)
+    cells = F.avg_pool3d(to_voxels(whole, grid.patch)[:, None].to(torch.float32), step, divisor_override=1)
+    # Counts of voxels, in which float32 is exact up to boxes of 256³.
+    held = F.avg_pool3d(cells, window, stride=1, divisor_override=1).flatten(1)
+    chance = (held == held.amax(dim=1, keepdim=True)).to(torch.float32)
     if content is not None:
-        amount = F.avg_pool3d(F.avg_pool3d(content[:, None], step), window, stride=1).flatten(1)
-        # Places without any content are as likely as each other where there is none anywhere.
-        chance = chance * (amount + 1e-6 * amount.amax(dim=1, keepdim=True) + 1e-12)
-    total = chance.cumsum(dim=1)
-    drawn = (uniform(keys, "box") * total[:, -1])[:, None]
-    place = (total <= drawn).sum(dim=1).clamp(max=prod(places) - 1)
+        amount = chance * F.avg_pool3d(F.avg_pool3d(content[:, None], step), window, stride=1).flatten(1)
+        chance = torch.where(amount.sum(dim=1, keepdim=True) > 0, amount, chance)
+    place = _drawn(keys, "box", chance)
     lower = place // (places[1] * places[2]), place // places[2] % places[1], place % places[2]
     return Box(torch.stack([at * t for at, t in zip(lower, step)], dim=1), size)
+
+
+def _drawn(keys: Tensor, purpose: str, chance: Tensor) -> Tensor:
+    """(B) a column for each row, as likely as its chance (B, N), and never one without.
+
+    Of clocks that ring at random times, each as often as its chance, it is the one that rings first. Unlike a look
+    into cumulated sums, that does not depend on how a device rounds them.
+    """
+    wait = -torch.log1p(-uniform(keys, purpose, chance.shape[1])) / chance
+    return torch.where(chance > 0, wait, torch.inf).argmin(dim=1)
 
 
 def _count(share: Tensor, of: Tensor) -> Tensor:
@@ -196,7 +204,7 @@ def _count(share: Tensor, of: Tensor) -> Tensor:
 
 
 def _smallest(order: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
-    """(B, N) True for the ``count`` (B) smallest of the allowed values in each row."""
+    """(B, N) True for the ``count`` (B, or 1 for all) smallest of the allowed values, below 2, in each row."""
     return allowed & (ranks(order.masked_fill(~allowed, 2.0)) < count[:, None])
 
 

@@ -18,7 +18,7 @@ class Preview:
     """What a masked objective saw of crops, and what it made of them.
 
     Attributes:
-        masked: (B, C, D, H, W) the image as the network saw it.
+        masked: (B, C, D, H, W) the image with 0 where it was hidden, whatever stands there in the network.
         predicted: (B, C, D, H, W) intensities that it predicts everywhere.
         hidden: (B, D, H, W) True for voxels that were hidden.
     """
@@ -57,6 +57,13 @@ class Objective(nn.Module, ABC):
     def forward(self, crops: Crops) -> dict[str, Tensor]:
         """See :meth:`losses`."""
         return self.losses(crops)
+
+
+def train_encoder_alone(backbone: EncoderDecoder) -> None:
+    """Leave the decoder out of training: neither the optimizer nor other processes wait for its gradients."""
+    for name, parameter in backbone.named_parameters():
+        if not backbone.is_of_encoder(name):
+            parameter.requires_grad_(False)
 
 
 @contextmanager

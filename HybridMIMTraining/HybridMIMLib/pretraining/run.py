@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from math import prod
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from HybridMIMLib.architectures import settled, total_stride
+from HybridMIMLib import distributed
+from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import Dataset
+from HybridMIMLib.data.patches import who_is
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.networks.device import choose_device
-from HybridMIMLib.networks.memory import FEWEST_TO_CONTRAST, activation_bytes, settle_batch
-from HybridMIMLib.pretraining.choice import box_size, make_objective
-from HybridMIMLib.pretraining.crops import CropSource
-from HybridMIMLib.pretraining.masking import PatchGrid
+from HybridMIMLib.networks.memory import FEWEST_TO_CONTRAST, crop_bytes, settle_batch
+from HybridMIMLib.pretrained import WEIGHTS_FILE, Origin, save_pretrained
+from HybridMIMLib.pretraining.choice import make_objective
+from HybridMIMLib.pretraining.crops import CropSource, blank_crops
 from HybridMIMLib.pretraining.objective import Objective
+from HybridMIMLib.pretraining.previews import FOLDER as PREVIEWS
+from HybridMIMLib.pretraining.previews import Previews, preview_crop
+from HybridMIMLib.pretraining.simclr import SimCLR
 from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
-from HybridMIMLib.weights import save_weights
 
-WEIGHTS_FILE = "pretrained.safetensors"
+MASKED = ("hybridmim", "simmim", "mae")
+"""Objectives that hide patches."""
 
 
 def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -37,46 +43,131 @@ def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
     Returns:
         ``weights`` (path), ``losses`` of the last step, ``accuracies`` of the heads beside their chance
-        floors, ``warnings``.
+        floors, ``previews`` (path, None where the objective reconstructs nothing), ``warnings``.
 
     Raises:
         HybridMIMError: settings, scans or disk do not allow it; the message names the cure.
     """
     run = make_run(run, settings)
     run.folder("unlabelled", "the folder of scans to pre-train on")
+    distributed.check_batch("pretraining.batch", run.pretraining.batch)
     return carry_out("pretrain", run, lambda folder, events: run_pretraining(run, folder, events))
 
 
 def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
     """Prepare, train, write the weights; see :func:`pretrain`. ``dataset`` names a part of the folder's scans."""
-    device = choose_device(run.device)
+    device = distributed.own_device(choose_device(run.device))
+    prepared, run = distributed.by_first(lambda: _prepared(run, folder, events, dataset, device))
+    distributed.connect(device)
+    objective = make_objective(run, prepared.plan, _patients(prepared)).to(device)
+    source = CropSource(prepared.cases, prepared.plan.crop, run.pretraining.batch, run.seed, device)
+    previews = Previews(
+        objective,
+        preview_crop(prepared.cases, prepared.plan.crop, run.seed, device),
+        prepared.plan,
+        run.pretraining.objective,
+        folder / PREVIEWS,
+    )
+    losses = _learn(run, objective, source, previews, folder, events)
+    measures = distributed.by_first(lambda: _finish(run, prepared, objective, source, folder, events))
+    distributed.disconnect()
+    shown = folder / PREVIEWS
+    return {
+        "weights": str(folder / WEIGHTS_FILE),
+        "losses": losses,
+        "accuracies": measures,
+        "previews": str(shown) if shown.is_dir() else None,
+    }
+
+
+def _prepared(
+    run: Run, folder: Path, events: EventLog, dataset: Dataset | None, device: torch.device
+) -> tuple[Prepared, Run]:
+    """The prepared scans, and the settings with what follows from them: the network settled, the batch chosen."""
     prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
     keep_inputs(folder / "scans.json", {facts.case.name: facts.content for facts in prepared.facts})
-    _check_patches_fit(run, prepared, events)
+    if run.pretraining.objective in MASKED:
+        _check_patches_fit(run, prepared, events)
     run = replace(run, network=settled(run.network, prepared.plan.spacing))
     batch = settle_batch(
-        run.pretraining.batch, _crop_bytes(run, prepared), device, folder, events, FEWEST_TO_CONTRAST
+        run.pretraining.batch,
+        lambda: _crop_bytes(run, prepared),
+        device,
+        folder,
+        events,
+        FEWEST_TO_CONTRAST,
+        distributed.processes(),
     )
-    run = replace(run, pretraining=replace(run.pretraining, batch=batch))
-    source = CropSource(prepared.cases, prepared.plan.crop, batch, run.seed, device)
-    objective = make_objective(run, prepared.plan, source.sampler.patients).to(device)
+    distributed.check_batch("the batch that this run began with,", batch)
+    return prepared, replace(run, pretraining=replace(run.pretraining, batch=batch))
+
+
+def _patients(prepared: Prepared) -> int:
+    return len({who_is(case) for case in prepared.cases})
+
+
+def _finish(
+    run: Run, prepared: Prepared, objective: Objective, source: CropSource, folder: Path, events: EventLog
+) -> dict[str, float]:
+    """Measure what was learnt, and write the weights."""
+    measures = _measured(objective, source, 2 * run.pretraining.steps + 1, 4)
+    for sentence in in_words(measures):
+        events.message(sentence)
+    save_pretrained(folder / WEIGHTS_FILE, objective.backbone, _origin(run, prepared, objective))
+    return measures
+
+
+def in_words(measures: Mapping[str, float]) -> list[str]:
+    """A sentence for each thing that was measured."""
+    sentences = []
+    for name, value in measures.items():
+        kind = name.removesuffix("_accuracy")
+        if kind != name:
+            chance = measures[f"{kind}_chance"]
+            sentences.append(f"{_QUESTIONS[kind]}: {100 * value:.0f} % right ({100 * chance:.0f} % by guessing)")
+    if (ratio := measures.get("error_to_patch_mean")) is not None:
+        sentences.append(f"hidden voxels: squared error {ratio:.2f} of what the true mean of each patch would give")
+    return sentences
+
+
+_QUESTIONS = {
+    "number": "how many patches of a region are hidden",
+    "location": "which patches are hidden",
+    "contrast": "which crop is the same one, looked at again",
+}
+
+
+def _learn(
+    run: Run, objective: Objective, source: CropSource, previews: Previews, folder: Path, events: EventLog
+) -> dict[str, float]:
+    """Train the objective; the losses of the last step, none where there is nothing to train."""
     chosen = run.pretraining
-    losses = TrainingLoop(
+    if not _learns(objective):
+        events.message("nothing is trained: the weights are those that a training from scratch begins with")
+        return {}
+    learner, share = distributed.shared(objective), source.part(distributed.place(), distributed.together())
+    return TrainingLoop(
         name="pretrain",
         module=objective,
-        losses=lambda step: objective(source.draw(step)),
+        losses=lambda step: learner(share.draw(step)),
         schedule=Schedule(chosen.steps, chosen.learning_rate, chosen.warmup_steps, chosen.weight_decay),
         checkpoint=folder / "checkpoint.pt",
         checkpoint_every=chosen.checkpoint_every,
         events=events,
         validate=lambda step: _measured(objective, source, chosen.steps + step, 1),
         validate_every=chosen.measure_every,
+        looks=[(chosen.preview_every, previews.write)],
     ).run()
-    measures = _measured(objective, source, 2 * chosen.steps + 1, 4)
-    events.message("heads: " + ", ".join(f"{name} {value:.2f}" for name, value in measures.items()))
-    description = {"network": asdict(run.network), "plan": prepared.plan.to_json(), "scans": len(prepared.cases)}
-    save_weights(folder / WEIGHTS_FILE, objective.backbone.state_dict(), description)
-    return {"weights": str(folder / WEIGHTS_FILE), "losses": losses, "accuracies": measures}
+
+
+def _learns(objective: Objective) -> bool:
+    return any(parameter.requires_grad for parameter in objective.parameters())
+
+
+def _origin(run: Run, prepared: Prepared, objective: Objective) -> Origin:
+    """What the weights are, and all that is needed to build their network again."""
+    trained = ("encoder", "decoder") if objective.trains_decoder else ("encoder",)
+    return Origin(run.network, prepared.plan, run.pretraining, trained, len(prepared.cases))
 
 
 def _measured(objective: Objective, source: CropSource, first: int, count: int) -> dict[str, float]:
@@ -86,13 +177,16 @@ def _measured(objective: Objective, source: CropSource, first: int, count: int) 
 
 
 def _crop_bytes(run: Run, prepared: Prepared) -> int:
-    """Memory that a crop takes in a step: the encoder, the decoder in the box, the second pass of the contrast."""
-    plan, chosen, features = prepared.plan, run.pretraining, run.network.features
-    assert features is not None
-    grid = PatchGrid(plan.crop, plan.patch, plan.region)
-    decoded = prod(box_size(grid, chosen, total_stride(run.network))) / prod(plan.crop)
-    again = min(chosen.contrast_stage, len(features) - 1) if chosen.contrast_weight else None
-    return activation_bytes(features, plan.crop, plan.channels, decoded, again)
+    """Memory that a crop takes in a step; an objective is made for this question alone."""
+    plan = prepared.plan
+    run = replace(run, pretraining=replace(run.pretraining, batch=FEWEST_TO_CONTRAST))
+    objective = make_objective(run, plan, _patients(prepared))
+    if isinstance(objective, SimCLR):
+        # Its views are drawn on the host, which cannot look at tensors without data.
+        views = [objective.views(blank_crops(count, plan.channels, plan.crop)) for count in (1, 2)]
+        return crop_bytes(lambda count: objective.losses_of(views[count - 1]))
+    learns = _learns(objective)
+    return crop_bytes(lambda count: objective(blank_crops(count, plan.channels, plan.crop))) if learns else 1
 
 
 def _check_patches_fit(run: Run, prepared: Prepared, events: EventLog) -> None:

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from HybridMIMLib.distributed import averaged
+from HybridMIMLib.networks.interface import Box
+
 Triple = tuple[int, int, int]
 
 _SMALLEST_VARIANCE = 1e-6
@@ -32,7 +35,7 @@ def normalised(image: Tensor, patch: Triple) -> Tensor:
 
 
 def masked_error(predicted: Tensor, target: Tensor, hidden: Tensor, kind: str) -> Tensor:
-    """Mean error over hidden voxels; 0 where nothing is hidden.
+    """Mean error over hidden voxels, in a run of several processes over those of all; 0 where nothing is hidden.
 
     Args:
         predicted, target: (B, C, D, H, W).
@@ -40,20 +43,38 @@ def masked_error(predicted: Tensor, target: Tensor, hidden: Tensor, kind: str) -
         kind: ``"l1"`` absolute, or ``"l2"`` squared.
     """
     loss = F.l1_loss if kind == "l1" else F.mse_loss
-    errors = loss(predicted, target, reduction="none") * hidden
-    return errors.sum() / (hidden.sum() * target.shape[1]).clamp(min=1)
+    return mean_over(loss(predicted, target, reduction="none"), hidden.expand_as(target))
 
 
-def error_to_patch_mean(predicted: Tensor, image: Tensor, hidden: Tensor, patch: Triple) -> Tensor:
+def mean_over(values: Tensor, used: Tensor) -> Tensor:
+    """Mean of the values that are used, a scalar; 0 of nothing, as where every scan is thinner than a patch.
+
+    In a run of several processes the mean over them of what this returns is the mean of the whole batch.
+
+    Args:
+        values: numbers, or whether something is so.
+        used: of the same shape, 1 or True for values that count.
+    """
+    count = averaged(used.sum(dtype=torch.float32))
+    return (values * used).sum(dtype=torch.float32) / torch.where(count > 0, count, 1.0)
+
+
+def error_to_patch_mean(
+    predicted: Tensor, image: Tensor, hidden: Tensor, patch: Triple, box: Box | None = None
+) -> Tensor:
     """Squared error over hidden voxels as a share of what the true mean of each patch would give.
 
     A reconstruction below 1 shows more of a hidden patch than how bright it is.
 
     Args:
-        predicted, image: (B, C, D, H, W) intensities.
+        predicted: (B, C, D, H, W) intensities, or those of ``box`` alone.
+        image: (B, C, D, H, W) intensities.
         hidden: (B, 1, D, H, W) 1 for hidden voxels, else 0.
         patch: voxels along each axis.
+        box: what is compared; it may cut patches, whose means are those of the whole patch.
     """
     mean, _ = patch_statistics(image, patch)
+    if box is not None:
+        mean, image, hidden = box.crop(mean), box.crop(image), box.crop(hidden)
     floor = masked_error(mean, image, hidden, "l2")
     return masked_error(predicted, image, hidden, "l2") / torch.clamp(floor, min=1e-12)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.model_description import METADATA, WEIGHTS, find_models, read_description
@@ -26,8 +27,8 @@ TRAINED = "2026-03-01T12:00:00+01:00"
 
 
 def save(folder: Path, name: str = "Bauch", trained: str | None = TRAINED) -> Path:
-    settings = NetworkSettings(features=[4, 8])
-    network = make_segmentation_network(settings, PLAN.channels, len(CLASSES), seed=5)
+    settings = settled(NetworkSettings(features=[4, 8]), PLAN.spacing)
+    network = make_segmentation_network(settings, PLAN.channels, len(CLASSES), PLAN.crop, seed=5)
     provenance = {"seed": 5} if trained is None else {"seed": 5, "trained": trained}
     ModelPackage(network, settings, PLAN, CLASSES, provenance, name).save(folder)
     return folder
@@ -44,7 +45,8 @@ def test_what_was_saved_is_read(unicode_folder: Path) -> None:
     found = read_description(save(unicode_folder / "model"))
     assert (found.path, found.name, found.classes) == (unicode_folder / "model", "Bauch", CLASSES)
     assert (found.channels, found.trained, found.provenance["seed"]) == (2, TRAINED, 5)
-    assert (found.network, Plan.from_json(found.plan)) == (NetworkSettings(features=[4, 8]), PLAN)
+    assert found.network == settled(NetworkSettings(features=[4, 8]), PLAN.spacing)
+    assert Plan.from_json(found.plan) == PLAN
 
 
 def test_neither_torch_nor_monai_nor_nibabel_is_loaded(tmp_path: Path) -> None:
@@ -112,6 +114,7 @@ DAMAGE = {
     "network: missing": lambda content: content["hybridmim"].pop("network"),
     "network: list": ours(network=[1]),
     "network: unknown setting": ours(network={"feature": [4, 8]}),
+    "network: left open": ours(network={"features": [4, 8]}),
     "network: wrong value": ours(network={"features": [4, 0]}),
     "provenance: list": ours(provenance=[]),
     "trained: no date": ours(provenance={"trained": "yesterday"}),
@@ -149,7 +152,7 @@ def test_a_later_format_and_missing_weights_are_named(tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(folder / "elsewhere")
     with pytest.raises(ModelError, match=r"model\.safetensors: no such file"):
         read_description(folder)
-    edit(folder, ours(format=2))
+    edit(folder, ours(format=3))
     with pytest.raises(ModelError, match="later version"):
         read_description(folder)
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from HybridMIMLib.data.patches import CropBatch, CropSampler, _Cutter, inside_mask
+from HybridMIMLib.data.patches import CropBatch, CropSampler, _Cutter, crop_at, inside_mask, keys_on, sizes_on
 from HybridMIMLib.data.store import PreparedCase
 from HybridMIMLib.errors import DataError
 
@@ -83,6 +85,75 @@ def test_cases_of_a_batch_differ_where_there_are_enough(tmp_path: Path) -> None:
     assert len(sampler.batch(0, 9, CPU).cases) == 9
 
 
+@settings(max_examples=40, deadline=None)
+@given(scans_of=st.lists(st.integers(1, 4), min_size=1, max_size=6), size=st.integers(1, 9), step=st.integers(0, 99))
+def test_crops_of_a_batch_are_of_as_many_patients_as_there_are(
+    scans_of: list[int], size: int, step: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Patients with one scan or several: no patient comes a second time before all came once."""
+    case = stored(tmp_path_factory.mktemp("scan"), shape=(3, 3, 3))
+    cases = [
+        replace(case, name=f"{who} {scan}", patient=f"patient {who}")
+        for who, scans in enumerate(scans_of)
+        for scan in range(scans)
+    ]
+    sampler = CropSampler(cases, (2, 2, 2), 0, "train")
+    batch = sampler.batch(step, size, CPU)
+    assert sampler.patients == len(scans_of)
+    assert len(set(batch.patients)) == min(size, len(scans_of))
+    assert len(set(batch.patients[: len(scans_of)])) == min(size, len(scans_of))
+    # And no scan comes a second time before all others of the set came once.
+    assert len(set(batch.cases)) == min(size, len(cases))
+    for name, number in zip(batch.cases, batch.patients):
+        assert int(name.split()[0]) == number, "patients have another number than in other batches"
+
+
+def test_every_scan_of_a_patient_has_its_turn(tmp_path: Path) -> None:
+    cases = [replace(case, patient="one") for case in many(tmp_path, 3)]
+    cases.append(replace(stored(tmp_path, "other", (4, 4, 4)), patient="two"))
+    sampler = CropSampler(cases, (4, 4, 4), 0, "train")
+    counts = Counter(name for step in range(90) for name in sampler.batch(step, 2, CPU).cases)
+    assert counts["other"] == 90 and min(counts.values()) > 15
+
+
+def test_a_patient_is_told_from_a_scan_of_that_name(tmp_path: Path) -> None:
+    """Where nobody says who it is, each scan is of another patient, whatever the others are called."""
+    one, other, third = many(tmp_path, 3)
+    sampler = CropSampler([replace(one, patient="case 1"), other, third], (4, 4, 4), 0, "train")
+    assert sampler.patients == 3
+
+
+def test_parts_of_a_batch_make_up_the_whole(tmp_path: Path) -> None:
+    sampler = CropSampler(labelled(tmp_path), (8, 8, 8), 3, "train", 0.5)
+    for parts in (1, 2, 4):
+        for step in range(3):
+            whole = sampler.batch(step, 8, CPU, labels=True)
+            cut = [sampler.part(which, parts).batch(step, 8, CPU, labels=True) for which in range(parts)]
+            assert torch.equal(torch.cat([part.image for part in cut]), whole.image)
+            assert whole.label is not None
+            assert torch.equal(torch.cat([part.label for part in cut if part.label is not None]), whole.label)
+            for name in ("sizes", "keys", "cases", "patients"):
+                assert sum((getattr(part, name) for part in cut), ()) == getattr(whole, name)
+
+
+def test_keys_and_sizes_keep_every_bit_on_the_device() -> None:
+    keys, sizes = (0, 2**63 - 1, 2**53 + 1), ((1, 2, 3), (4, 5, 6))
+    assert tuple(keys_on(keys, CPU).tolist()) == keys
+    assert sizes_on(sizes, CPU).tolist() == [list(size) for size in sizes]
+
+
+@pytest.mark.parametrize("lower", [(0, 0, 0), (12, 2, 5), (15, 10, 8)])
+def test_a_crop_from_a_place_is_what_training_sees_there(tmp_path: Path, lower: tuple[int, int, int]) -> None:
+    case = stored(tmp_path)
+    image, size = crop_at(case, lower, (8, 8, 8), CPU)
+    d, h, w = (min(8, n - low) for n, low in zip(SHAPE, lower))
+    assert size == (d, h, w) and image.shape == (1, 1, 8, 8, 8)
+    place = tuple(slice(low, low + 8) for low in lower)
+    wanted = np.zeros((8, 8, 8))
+    wanted[:d, :h, :w] = case.image[(0, *place)] / case.high[0]
+    assert np.allclose(image[0, 0], wanted, atol=1e-6)
+
+
 def test_a_crop_is_the_scan_where_it_was_cut(tmp_path: Path) -> None:
     case = stored(tmp_path)
     sampler = CropSampler([case], (8, 6, 4), 0, "train")
@@ -115,7 +186,7 @@ def test_a_small_scan_is_padded_at_its_far_end_alone(tmp_path: Path) -> None:
         assert np.allclose(batch.image[sample, 0], wanted, atol=1e-6)
         assert not batch.label[sample, 20:].any() and not batch.label[sample, :, :, 16:].any()
         assert np.array_equal(batch.label[sample, :20, :, :16], label[:, y : y + 16])
-    assert torch.equal(inside_mask(batch.sizes, (32, 16, 24), CPU), batch.image[:, 0] > 0)
+    assert torch.equal(inside_mask(sizes_on(batch.sizes, CPU), (32, 16, 24)), batch.image[:, 0] > 0)
 
 
 def test_padding_is_zero_even_where_the_range_begins_below_zero(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_runs import KeptLog
 
-from HybridMIMLib.config import PlanSettings, from_dict
+from HybridMIMLib.architectures import check_sizes, settled, token_size, total_stride
+from HybridMIMLib.config import NetworkSettings, PlanSettings, from_dict
 from HybridMIMLib.data.layouts import Case
 from HybridMIMLib.data.plan import Plan, fingerprint, make_plan, plan_yaml
 from HybridMIMLib.data.survey import CaseFacts
@@ -30,8 +33,12 @@ def facts(
     return replace(made, modality="CT" if low <= -500 else "")
 
 
-def plan(found: list[CaseFacts] | None = None, stride: int = 8, **settings: Any) -> Plan:
-    return make_plan(found or [facts()], PlanSettings(**settings), stride)
+U_NET = NetworkSettings()
+"""Three halvings, so a stride of 8 where the spacing is even."""
+
+
+def plan(found: list[CaseFacts] | None = None, network: NetworkSettings = U_NET, **settings: Any) -> Plan:
+    return make_plan(found or [facts()], PlanSettings(**settings), network)
 
 
 def test_spacing_is_the_median_of_each_axis() -> None:
@@ -54,25 +61,81 @@ def test_a_coarser_spacing_makes_the_crop_smaller() -> None:
     assert plan([facts((96, 96, 96), (1, 1, 1))], spacing=[3, 3, 3]).crop == (32, 32, 32)
 
 
-@pytest.mark.parametrize("stride", [2, 8, 16, 32, 64])
-def test_every_size_suits_the_network(stride: int) -> None:
-    made = plan([facts((90, 40, 10), (1, 1, 1))], stride)
-    for small, large in ((made.patch, made.region), (made.region, made.crop), ((stride,) * 3, made.region)):
-        assert all(b % a == 0 for a, b in zip(small, large))
+NETWORKS = {
+    **{name: NetworkSettings(architecture=name) for name in ("unet", "resunet", "swinunetr", "unetr", "segresnet")},
+    "unetr 8": NetworkSettings(architecture="unetr", token=8),
+    "deep": NetworkSettings(features=[4] * 6),
+    "shallow": NetworkSettings(features=[4, 8]),
+    "flat": NetworkSettings(features=[4, 8], strides=[[1, 1, 1], [2, 2, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(*[st.integers(2, 300)] * 3),
+    spacing=st.tuples(*[st.sampled_from([0.5, 0.8, 1.0, 2.0, 5.0])] * 3),
+)
+def test_what_is_derived_suits_every_network(
+    name: str, shape: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> None:
+    made = plan([facts(shape, spacing)], NETWORKS[name])
+    network = settled(NETWORKS[name], made.spacing)
+    check_sizes(network, made.crop, made.patch, made.region)
+    assert all(p % token_size(network) == 0 for p in made.patch)
+    # No more padding than one region asks for, or a second one along the longest axis.
+    fits = [c <= max(n, r) for c, n, r in zip(made.crop, shape, made.region)]
+    longest = int(np.argmax(shape))
+    only_region = all(
+        c == s for c, s in zip(np.delete(made.crop, longest), np.delete(total_stride(network), longest))
+    )
+    assert all(fits) or (
+        only_region and all(np.delete(fits, longest)) and made.crop[longest] == 2 * made.region[longest]
+    )
+    assert max(made.crop) <= 96
+
+
+def test_a_scan_as_small_as_the_stride_is_padded_along_its_longest_axis() -> None:
+    """A hippocampus with a SwinUNETR, whose stride of 32 would leave a single voxel of a crop of 32 voxels."""
+    hippocampus = [facts((35, 50, 35), (1, 1, 1))]
+    made = plan(hippocampus, NETWORKS["swinunetr"])
+    assert (made.crop, made.region, made.patch) == ((32, 64, 32), (32, 32, 32), (8, 8, 8))
+    text, _ = told(hippocampus, NETWORKS["swinunetr"])
+    assert "crops are larger than the median scan (64 voxels of 50 along A), and the rest is padding" in text
+    assert "padding" not in told(hippocampus)[0]
+    assert plan(hippocampus, NETWORKS["unetr"]).crop == (32, 32, 32)
+    assert plan(hippocampus, NETWORKS["unetr 8"]).crop == plan(hippocampus).crop == (32, 48, 32)
+
+
+def test_patch_and_region_follow_from_a_crop_that_is_set() -> None:
+    large = [facts((200, 200, 200), (1, 1, 1))]
+    for crop, patch, region in ((96, 16, 32), (48, 8, 16), (8, 8, 8)):
+        made = plan(large, crop=[crop, 96, 96])
+        assert (made.patch[0], made.region[0]) == (patch, region) and made.crop == (crop, 96, 96)
+
+
+def test_thick_slices_are_halved_later() -> None:
+    made = plan([facts((100, 100, 12), (1, 1, 5))])
+    assert total_stride(settled(U_NET, made.spacing)) == (8, 8, 2)
+    assert made.patch == (16, 16, 8) and made.crop[2] == 16
+    assert plan([facts((100, 100, 6), (1, 1, 5))]).crop[2] == 8
 
 
 @pytest.mark.parametrize(
-    ("sizes", "word"),
+    ("sizes", "wrong", "nearest"),
     [
-        ({"crop": [40, 40, 40]}, "plan.crop"),
-        ({"region": [24, 24, 24]}, "plan.region"),
-        ({"patch": [4, 4, 4], "region": [4, 4, 4], "crop": [12, 12, 12]}, "stride 8"),
-        ({"patch": [4, 4, 4], "region": [8, 8, 8], "crop": [8, 8, 8]}, "a single voxel"),
+        ({"crop": [40, 40, 40], "region": [16, 16, 16], "patch": [8, 8, 8]}, "plan.crop", "[32, 32, 32]"),
+        ({"region": [24, 24, 24], "patch": [16, 16, 16]}, "plan.region", "[32, 32, 32]"),
+        ({"patch": [4, 4, 4], "region": [4, 4, 4], "crop": [12, 12, 12]}, "the stride of the network", "[8, 8, 8]"),
+        ({"patch": [4, 4, 4], "region": [8, 8, 8], "crop": [8, 8, 8]}, "a single voxel", "[16, 16, 16]"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_by_name(sizes: dict[str, Any], word: str) -> None:
-    with pytest.raises(SettingsError, match=word):
-        make_plan([facts()], PlanSettings(**sizes), stride=8)
+def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(
+    sizes: dict[str, Any], wrong: str, nearest: str
+) -> None:
+    with pytest.raises(SettingsError, match=wrong) as caught:
+        plan([facts(spacing=(1, 1, 1))], **sizes)
+    assert nearest in caught.value.cure
 
 
 @pytest.mark.parametrize(
@@ -170,11 +233,11 @@ def test_normalisation_follows_the_modality_of_most_scans(modalities: list[str],
     assert plan(found).normalisation == expected
 
 
-def told(found: list[CaseFacts], **settings: Any) -> tuple[str, list[str]]:
+def told(found: list[CaseFacts], network: NetworkSettings = U_NET, **settings: Any) -> tuple[str, list[str]]:
     """Everything that planning says, and its warnings."""
     said: list[str] = []
     events = KeptLog(on_event=lambda event: said.append(event["message"]))
-    make_plan(found, PlanSettings(**settings), 8, events)
+    make_plan(found, PlanSettings(**settings), network, events)
     return " | ".join(said), events.warnings
 
 
@@ -242,7 +305,7 @@ def test_the_plan_as_yaml_is_readable_and_comes_back_as_settings() -> None:
     text = plan_yaml(made)
     assert all(line.startswith("#") or "#" in line or line == "plan:" for line in text.splitlines())
     settings = from_dict(yaml.safe_load(text)).plan
-    assert make_plan([facts((50, 50, 50), (3.0, 3.0, 3.0))], settings, 8) == made
+    assert make_plan([facts((50, 50, 50), (3.0, 3.0, 3.0))], settings, U_NET) == made
 
 
 def test_the_plan_as_yaml_names_every_value_but_the_channels() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
 
 
-def dropped(x: Tensor, keys: Sequence[int], share: float = 0.5, name: str = "layer") -> Tensor:
+def dropped(x: Tensor, keys: Sequence[int], share: float = 0.5, stage: int = 0, axis: int = 1) -> Tensor:
     """``x`` after a layer in training mode."""
-    with dropout_keys(keys):
-        result: Tensor = SampleDropout(share, name)(x)
+    with dropout_keys(torch.tensor(keys, dtype=torch.int64)):
+        result: Tensor = SampleDropout(share, stage, axis)(x)
     return result
 
 
@@ -37,7 +37,7 @@ def test_whole_channels_are_dropped_and_the_rest_is_scaled(share: float) -> None
 
 
 def test_the_mean_is_kept() -> None:
-    assert float(dropped(ones(40, 500), range(40), 0.3).mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(dropped(ones(40, 500), list(range(40)), 0.3).mean()) == pytest.approx(1.0, abs=0.02)
 
 
 def test_the_same_key_drops_the_same() -> None:
@@ -53,13 +53,13 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 
 def test_keys_and_layers_are_apart() -> None:
-    results = [dropped(ones(1), [key], name=name) for key in (1, 2, 2**63 - 1) for name in ("a", "b")]
+    results = [dropped(ones(1), [key], stage=stage) for key in (1, 2, 2**63 - 1) for stage in (0, 1)]
     assert len({result.numpy().tobytes() for result in results}) == 6
 
 
 def test_layers_draw_independently_of_the_order_they_run_in() -> None:
-    first, second, x = SampleDropout(0.5, "first"), SampleDropout(0.5, "second"), ones(2)
-    with dropout_keys([1, 2]):
+    first, second, x = SampleDropout(0.5, 1), SampleDropout(0.5, 2), ones(2)
+    with dropout_keys(torch.tensor([1, 2])):
         one = first(x), second(x)
         other = second(x), first(x)
         again = first(x)
@@ -68,32 +68,47 @@ def test_layers_draw_independently_of_the_order_they_run_in() -> None:
 
 def test_nothing_is_dropped_without_training_or_share() -> None:
     x = ones(2)
-    assert SampleDropout(0.0, "layer")(x) is x
-    assert SampleDropout(0.9, "layer").eval()(x) is x
+    assert SampleDropout(0.0, 0)(x) is x
+    assert SampleDropout(0.9, 0).eval()(x) is x
+
+
+def test_earlier_stages_drop_nothing() -> None:
+    x = ones(2)
+    layers = [SampleDropout(0.5, stage) for stage in range(4)]
+    for first in range(5):
+        with dropout_keys(torch.tensor([1, 2]), from_stage=first):
+            for stage, layer in enumerate(layers):
+                assert torch.equal(layer(x), dropped(x, [1, 2], stage=stage) if stage >= first else x)
+
+
+def test_channels_of_tokens_lie_along_the_last_axis() -> None:
+    tokens = torch.rand(2, 5, 64) + 0.1
+    grid = tokens.transpose(1, 2).reshape(2, 64, 5, 1, 1)
+    assert torch.equal(dropped(tokens, [1, 2], axis=2), dropped(grid, [1, 2])[..., 0, 0].transpose(1, 2))
 
 
 def test_no_key_or_another_number_of_keys_is_an_error() -> None:
-    layer = SampleDropout(0.5, "layer")
+    layer = SampleDropout(0.5, 0)
     with pytest.raises(RuntimeError, match="one key a sample"):
         layer(ones(2))
     for keys in ([], [1], [1, 2, 3]):
-        with dropout_keys(keys), pytest.raises(RuntimeError, match="one key a sample"):
+        with dropout_keys(torch.tensor(keys)), pytest.raises(RuntimeError, match="one key a sample"):
             layer(ones(2))
 
 
 def test_keys_are_gone_after_the_block_even_after_an_error() -> None:
-    layer = SampleDropout(0.5, "layer")
-    with pytest.raises(ZeroDivisionError), dropout_keys([1, 2]):
+    layer = SampleDropout(0.5, 0)
+    with pytest.raises(ZeroDivisionError), dropout_keys(torch.tensor([1, 2])):
         raise ZeroDivisionError
     with pytest.raises(RuntimeError):
         layer(ones(2))
 
 
 def test_blocks_nest() -> None:
-    layer, x = SampleDropout(0.5, "layer"), ones(1)
-    with dropout_keys([1]):
+    layer, x = SampleDropout(0.5, 0), ones(1)
+    with dropout_keys(torch.tensor([1])):
         outer = layer(x)
-        with dropout_keys([2]):
+        with dropout_keys(torch.tensor([2])):
             inner = layer(x)
         assert torch.equal(layer(x), outer) and not torch.equal(inner, outer)
 

@@ -1,0 +1,67 @@
+"""MONAI's SegResNet (arXiv:1810.11654, without its autoencoder), entered at any stage and decoded in a box."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets import SegResNet as MonaiSegResNet
+from torch import Tensor, nn
+
+from HybridMIMLib.architectures import SegResNetSize
+from HybridMIMLib.networks.dropout import SampleDropout
+from HybridMIMLib.networks.interface import Box, EncoderDecoder, Pyramid
+
+
+class SegResNet(EncoderDecoder, MonaiSegResNet):  # type: ignore[misc]  # MONAI is not typed
+    """SegResNet: residual blocks with group norm, linear interpolation up, skips that are added.
+
+    Args:
+        channels: of the scan.
+        size: filters of the first stage and blocks of each; each further stage has twice the filters.
+        dropout: share of channels dropped while training, after the first convolution and at the entry of each
+            further stage.
+    """
+
+    convInit: nn.Module  # MONAI's name
+    down_layers: nn.ModuleList
+    up_layers: nn.ModuleList
+    up_samples: nn.ModuleList
+    conv_final: nn.Sequential
+
+    encoder_parts = ("convInit", "down_layers")
+    head_name = "conv_final.2.conv"
+
+    def __init__(self, channels: int, size: SegResNetSize, dropout: float = 0.1) -> None:
+        super().__init__(
+            in_channels=channels,
+            out_channels=1,
+            init_filters=size.filters,
+            blocks_down=size.blocks,
+            blocks_up=(1,) * (len(size.blocks) - 1),
+        )
+        del self.conv_final[2]
+        stages = range(len(size.blocks))
+        self.widths = tuple(size.filters * 2**stage for stage in stages)
+        self.strides = tuple((2**stage,) * 3 for stage in stages)
+        self.out_width, self.fill_width = size.filters, channels
+        self.dropouts = nn.ModuleList(SampleDropout(dropout, stage) for stage in stages)
+
+    def encode_from(self, stage: int, x: Tensor) -> Pyramid:
+        """See :meth:`EncoderDecoder.encode_from`."""
+        x = self.convInit(x) if stage == 0 else x
+        pyramid = []
+        for number in range(stage, len(self.down_layers)):
+            x = self.down_layers[number](self.dropouts[number](x))
+            pyramid.append(x)
+        return pyramid
+
+    def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> Pyramid:
+        """See :meth:`EncoderDecoder.encode_hidden`; the voxels themselves are replaced."""
+        return self.encode(torch.where(hidden[:, None], fill[None, :, None, None, None].to(x.dtype), x))
+
+    def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
+        """See :meth:`EncoderDecoder.decode`."""
+        *skips, x = self.in_box(pyramid, box)
+        for enlarge, layer, skip in zip(self.up_samples, self.up_layers, reversed(skips)):
+            x = layer(enlarge(x) + skip)
+        features: Tensor = self.conv_final(x)
+        return features
