@@ -21,7 +21,7 @@ MOST_CHANNELS = 8
 _COLUMNS = ("original", "masked", "reconstructed", "error")
 _HEADINGS = {
     "masked": "masked (blue: hidden)",
-    "reconstructed": "reconstructed inside the lines",
+    "reconstructed": "reconstructed (outlined)",
     "error": "error (grey: not hidden)",
 }
 _SIDE = 3.0
@@ -69,7 +69,8 @@ class Sheet:
 
 def slice_to_show(sheet: Sheet, axis: int) -> int:
     """The slice across ``axis`` in which the most contrast is hidden: hidden air would show nothing."""
-    original = sheet.original.mean(axis=0)
+    low, high = np.array(sheet.ends, dtype=np.float32).T[..., None, None, None]
+    original = ((sheet.original - low) / (high - low)).mean(axis=0)
     contrast = np.where(sheet.hidden, (original - original.mean()) ** 2, 0.0)
     others = tuple(other for other in range(3) if other != axis)
     return int(contrast.sum(axis=others).argmax())

@@ -131,6 +131,16 @@ def test_each_channel_has_a_file_and_a_row(tmp_path: Path) -> None:
         assert np.allclose(found[f"original_channel_{number}"][0], np.clip(channel, -100, 300), atol=1e-3)
 
 
+def test_intensities_that_were_scaled_for_the_store_are_those_of_the_scan_again(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(0, 0.01, (16, 16, 8)).astype(np.float32)
+    write_nifti(tmp_path / "scan.nii.gz", noise, Grid(noise.shape, np.diag([1.0, 1.0, 2.0, 1.0])))
+    plan = replace(PLAN, window=(0.0, 0.01))
+    found = survey([Case("scan", (tmp_path / "scan.nii.gz",), None)], EventLog())
+    shown = preview_crop(prepare_store(found, plan, (), tmp_path / "store", EventLog()), PLAN.crop, 0, CPU)
+    assert shown.ends == (pytest.approx((0.0, 0.01), abs=1e-9),)
+    assert np.allclose(shown.in_units(shown.crops.image)[0], noise, atol=1e-6)
+
+
 def test_an_objective_without_a_picture_writes_none(tmp_path: Path) -> None:
     class Blind(Half):
         def preview(self, crops: Crops) -> Preview | None:  # type: ignore[override]
