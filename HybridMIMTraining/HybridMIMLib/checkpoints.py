@@ -18,6 +18,7 @@ Neither mapping was tried on the published files themselves, but on files made w
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     check_there(path)
     try:
-        with safe_globals([(_Ignored, name) for name in _PASSED_OVER]):
+        with safe_globals([(_Ignored, name) for name in _PASSED_OVER]), warnings.catch_warnings():
+            # torch asks its users to report pickles of other protocols; what is wrong is said below.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle may raise anything
         raise _refusal(path, error) from error

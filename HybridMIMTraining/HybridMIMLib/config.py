@@ -153,7 +153,9 @@ class PretrainingSettings:
         None, "share of all patches that is masked, or a range [low, high]; default: hybridmim 0.40, others 0.75"
     )
     region_ratio: Share = setting(
-        0.75, "hybridmim: share of the regions in which patches are masked (level 1), or a range [low, high]"
+        0.75,
+        "hybridmim: share of the regions in which patches are masked (level 1), or a range "
+        "[low, high]; more, where these cannot hold what is masked",
     )
     fill: Literal["learned", "zero"] = setting(
         "learned",
@@ -180,11 +182,13 @@ class PretrainingSettings:
     consistency_weight: float = setting(0.01, "weight of: number and location must agree")
     contrast_weight: float = setting(0.1, "weight of the dropout contrast (sample level)")
     contrast_temperature: float = setting(0.5, "temperature of the contrast")
-    contrast_stage: int = setting(3, "first encoder stage with dropout, where the second pass re-enters; 0 = whole")
+    contrast_stage: int = setting(
+        3, "first encoder stage with dropout, where the second pass re-enters; 0 = whole; at most the last"
+    )
     contrast_queue: int = setting(
         -1, "crops of earlier steps that serve as negatives too; -1: 64 where a batch has fewer than four patients"
     )
-    projection: int = setting(128, "width of the vectors that are contrasted")
+    projection: int = setting(384, "width of the vectors that are contrasted")
     checkpoint_every: int = setting(50, "steps between checkpoints")
     measure_every: int = setting(100, "steps between measurements of the heads on fresh crops; 0: at the end only")
     preview_every: int = setting(

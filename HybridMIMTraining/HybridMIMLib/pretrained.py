@@ -61,6 +61,11 @@ class Pretrained:
     origin: Origin | None = None
     beside: list[str] = field(default_factory=list)
 
+    @property
+    def is_scratch(self) -> bool:
+        """Whether nothing was learnt in these weights: a run without an objective left them."""
+        return self.origin is not None and self.origin.objective.objective == "none"
+
     @classmethod
     def of(cls, run: Run) -> Pretrained | None:
         """The weights that a run names, as run folder or as file; None to start from scratch.

@@ -66,6 +66,7 @@ class Account:
         reshaped: names of tensors that were reshaped, and how.
         left_out: names in the file that were not used, and why.
         notes: what else there is to say.
+        scratch: whether nothing was learnt in these weights.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Account:
     reshaped: Mapping[str, str]
     left_out: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    scratch: bool = False
 
     def sentence(self) -> str:
         """All in one sentence."""
@@ -83,6 +85,7 @@ class Account:
         )
         text += f", {len(self.reshaped)} of them reshaped," if self.reshaped else ""
         text += f" from {self.path}"
+        text = f"from scratch: {text}" if self.scratch else text
         return text + (f"; {len(self.left_out)} of the file left out" if self.left_out else "")
 
     def lines(self) -> list[str]:
@@ -124,7 +127,7 @@ def transfer(backbone: EncoderDecoder, given: Pretrained, partial: bool = False)
         filled[target], how = found
         if how:
             reshaped[target] = how
-    account = Account(given.path, _parts(backbone, own, filled), reshaped, left_out, _notes(given))
+    account = Account(given.path, _parts(backbone, own, filled), reshaped, left_out, _notes(given), given.is_scratch)
     _check_enough(account, given, own, partial)
     backbone.load_state_dict({**own, **filled})
     return account
@@ -168,6 +171,8 @@ def _notes(given: Pretrained) -> tuple[str, ...]:
     if given.origin is not None:
         origin = given.origin
         what = " and ".join(origin.trained) + ("" if len(origin.trained) > 1 else " alone")
+        if given.is_scratch:
+            return ("the weights are those that a training from scratch begins with (objective none)",)
         notes.append(f"pre-trained with {origin.objective.objective} on {origin.scans} scan(s): {what}")
     if given.beside:
         notes.append(f"beside the weights, not used: {', '.join(given.beside)}")

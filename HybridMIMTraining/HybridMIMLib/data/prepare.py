@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def prepare_folder(
     at_least: int = 1,
     dataset: Dataset | None = None,
     any_channels: bool = False,
+    suits: Callable[[Plan, Sequence[CaseFacts]], None] | None = None,
 ) -> Prepared:
     """Survey, plan and prepare one of the run's folders.
 
@@ -92,6 +94,7 @@ def prepare_folder(
         at_least: how many usable cases are needed.
         dataset: a part of the folder's cases; None takes all.
         any_channels: whether the scans may have other channels than ``plan``, which then takes theirs.
+        suits: raises if plan and scans do not suit what they are prepared for; called before any scan is prepared.
 
     Raises:
         DataError: the folder has too few cases that can be used, or scans that do not fit the plan.
@@ -118,6 +121,8 @@ def prepare_folder(
             f"{source}: scans have {facts[0].channels} channel(s), the plan has {plan.channels}",
             cure="Use scans with the same channels for all stages.",
         )
+    if suits is not None:
+        suits(plan, facts)
     write_json(folder / "plan.json", plan.to_json())
     write_text(folder / "plan.yaml", plan_yaml(plan))
     return Prepared(plan, prepare_store(facts, plan, classes, store_of(run, folder), events), facts, classes)

@@ -102,7 +102,6 @@ class EncoderDecoder(nn.Module, ABC):
         a box of 64³ in the corner of a crop of 96³, size base, initial weights, three CT scans.
         """
 
-    @abstractmethod
     def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> Pyramid:
         """The pyramid of a scan of which something is hidden (SimMIM, arXiv:2111.09886).
 
@@ -111,6 +110,7 @@ class EncoderDecoder(nn.Module, ABC):
             hidden: (B, D, H, W) True for voxels that are hidden; for transformers whole tokens.
             fill: (fill_width) takes their place: of the voxels, or of the embedded tokens.
         """
+        return self.encode(torch.where(hidden[:, None], fill[None, :, None, None, None].to(x.dtype), x))
 
     def encode(self, x: Tensor) -> Pyramid:
         """The feature pyramid of ``x`` (B, C, D, H, W), finest level first."""

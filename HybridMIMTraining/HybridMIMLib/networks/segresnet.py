@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from monai.networks.nets import SegResNet as MonaiSegResNet
 from torch import Tensor, nn
 
@@ -53,10 +52,6 @@ class SegResNet(EncoderDecoder, MonaiSegResNet):  # type: ignore[misc]  # MONAI 
             x = self.down_layers[number](self.dropouts[number](x))
             pyramid.append(x)
         return pyramid
-
-    def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> Pyramid:
-        """See :meth:`EncoderDecoder.encode_hidden`; the voxels themselves are replaced."""
-        return self.encode(torch.where(hidden[:, None], fill[None, :, None, None, None].to(x.dtype), x))
 
     def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
         """See :meth:`EncoderDecoder.decode`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
@@ -64,9 +63,11 @@ class UNet(EncoderDecoder, DynUNet):  # type: ignore[misc]  # MONAI is not typed
         # DynUNet calls the step of each stage strides; whoever uses the interface asks for the way from the scan.
         self.strides = tuple((d, h, w) for d, h, w in totals)
         self.dropouts = nn.ModuleList(SampleDropout(dropout, stage) for stage in range(len(features)))
-        self.input_block.get_submodule("conv2").register_forward_pre_hook(
-            lambda _, inputs: (self.dropouts[0](inputs[0]),)
-        )
+        self.input_block.get_submodule("conv2").register_forward_pre_hook(self._drop_in_first_block)
+
+    def _drop_in_first_block(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # A method and no closure: a copy of the network then drops with its own layers.
+        return (self.dropouts[0](inputs[0]),)
 
     def check_kernel_stride(self) -> None:
         """Let networks of two stages be; settings are checked before."""
@@ -79,10 +80,6 @@ class UNet(EncoderDecoder, DynUNet):  # type: ignore[misc]  # MONAI is not typed
             x = blocks[number](self.dropouts[number](x) if number else x)
             pyramid.append(x)
         return pyramid
-
-    def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> Pyramid:
-        """See :meth:`EncoderDecoder.encode_hidden`; the voxels themselves are replaced."""
-        return self.encode(torch.where(hidden[:, None], fill[None, :, None, None, None].to(x.dtype), x))
 
     def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
         """See :meth:`EncoderDecoder.decode`."""

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from math import floor, prod
 
 from HybridMIMLib.architectures import token_size
-from HybridMIMLib.config import PretrainingSettings, Run
+from HybridMIMLib.config import PretrainingSettings, Run, Share
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.networks import initial_weights, make_backbone
 from HybridMIMLib.networks.interface import EncoderDecoder
 from HybridMIMLib.networks.unetr import UNETR
 from HybridMIMLib.pretraining.contrast import FEWEST_PATIENTS, QUEUE
-from HybridMIMLib.pretraining.hybridmim import HybridMIM
-from HybridMIMLib.pretraining.mae import MAE, masked_count
+from HybridMIMLib.pretraining.hybridmim import MASK_RATIO, HybridMIM
+from HybridMIMLib.pretraining.mae import MAE
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple
 from HybridMIMLib.pretraining.objective import Objective, train_encoder_alone
 from HybridMIMLib.pretraining.reconstruction import ratio_of
@@ -60,6 +60,39 @@ class _Given:
     patients: int
 
 
+def check_settings(run: Run) -> None:
+    """See whether the settings contradict each other, whatever the scans.
+
+    Raises:
+        SettingsError: they do.
+    """
+    chosen, network = run.pretraining, run.network
+    contrasts = chosen.objective == "simclr" or (chosen.objective == "hybridmim" and chosen.contrast_weight > 0)
+    if chosen.objective == "hybridmim" and contrasts and network.dropout == 0:
+        raise SettingsError(
+            "network.dropout is 0, and the contrast compares two passes that differ by dropout",
+            cure="Set network.dropout above 0 (0.1 is usual), or pretraining.contrast_weight to 0.",
+        )
+    if contrasts and chosen.contrast_queue == 0 and chosen.batch == 1:
+        raise SettingsError(
+            "pretraining.batch is 1 and pretraining.contrast_queue is 0: there is nothing to contrast with",
+            cure="Set pretraining.batch to 4, or pretraining.contrast_queue to -1.",
+        )
+    if chosen.objective != "mae":
+        return
+    if network.architecture != "unetr":
+        raise SettingsError(
+            f"pretraining.objective is mae, whose encoder computes some tokens of a ViT, and network.architecture is "
+            f"{network.architecture}",
+            cure="Set network.architecture to unetr, or pretraining.objective to simmim.",
+        )
+    if chosen.head_depth == 0:
+        raise SettingsError(
+            "pretraining.head_depth is 0, and without a block mae cannot tell hidden tokens of the visible ones",
+            cure="Set pretraining.head_depth from 1 to 8 (4 is usual), or pretraining.objective to simmim.",
+        )
+
+
 def make_objective(run: Run, plan: Plan, patients: int) -> Objective:
     """The objective with a backbone, both with initial weights that follow from the seed.
 
@@ -74,6 +107,7 @@ def make_objective(run: Run, plan: Plan, patients: int) -> Objective:
         SettingsError: settings contradict each other.
         DataError: there are too few patients to contrast.
     """
+    check_settings(run)
     grid = PatchGrid(plan.crop, plan.patch, plan.region)
     backbone = make_backbone(run.network, plan.channels, plan.crop, run.seed)
     with initial_weights(run.seed, "objective"):
@@ -82,11 +116,7 @@ def make_objective(run: Run, plan: Plan, patients: int) -> Objective:
 
 def _hybridmim(given: _Given) -> Objective:
     chosen, backbone = given.run.pretraining, given.backbone
-    if chosen.contrast_weight and given.run.network.dropout == 0:
-        raise SettingsError(
-            "network.dropout is 0, and the contrast compares two passes that differ by dropout",
-            cure="Set network.dropout above 0 (0.1 is usual), or pretraining.contrast_weight to 0.",
-        )
+    _check_something_is_left(given.grid, MASK_RATIO if chosen.mask_ratio is None else chosen.mask_ratio)
     queue = queue_length(given.run, given.patients) if chosen.contrast_weight else 0
     box = box_size(given.grid, chosen, backbone.strides[-1])
     objective = HybridMIM(backbone, given.grid, box, given.plan.channels, chosen, queue)
@@ -101,20 +131,9 @@ def _simmim(given: _Given) -> Objective:
 
 
 def _mae(given: _Given) -> Objective:
-    chosen = given.run.pretraining
-    if not isinstance(given.backbone, UNETR):
-        raise SettingsError(
-            f"pretraining.objective is mae, whose encoder computes some tokens of a ViT, and network.architecture is "
-            f"{given.run.network.architecture}",
-            cure="Set network.architecture to unetr, or pretraining.objective to simmim.",
-        )
-    if chosen.head_depth == 0:
-        raise SettingsError(
-            "pretraining.head_depth is 0, and without a block mae cannot tell hidden tokens of the visible ones",
-            cure="Set pretraining.head_depth from 1 to 8 (4 is usual), or pretraining.objective to simmim.",
-        )
+    assert isinstance(given.backbone, UNETR), "check_settings was not called"
     _check_patches(given)
-    return MAE(given.backbone, given.grid, given.plan.channels, chosen)
+    return MAE(given.backbone, given.grid, given.plan.channels, given.run.pretraining)
 
 
 def _simclr(given: _Given) -> Objective:
@@ -136,7 +155,6 @@ def queue_length(run: Run, patients: int) -> int:
 
     Raises:
         DataError: there is one patient.
-        SettingsError: there is nothing to compare a crop with.
     """
     chosen = run.pretraining
     if patients < 2:
@@ -146,11 +164,6 @@ def queue_length(run: Run, patients: int) -> int:
             cure=f"Add scans of others, or set {instead}.",
         )
     if chosen.contrast_queue >= 0:
-        if chosen.contrast_queue == 0 and chosen.batch < 2:
-            raise SettingsError(
-                "pretraining.batch is 1 and pretraining.contrast_queue is 0: there is nothing to contrast with",
-                cure="Set pretraining.batch to 4, or pretraining.contrast_queue to -1.",
-            )
         return chosen.contrast_queue
     return QUEUE if min(chosen.batch, patients) < FEWEST_PATIENTS else 0
 
@@ -189,19 +202,23 @@ def _nearest_box(wanted: Sequence[float], crop: Sequence[int], stride: Sequence[
 def _check_patches(given: _Given) -> None:
     """See whether patches can be hidden from this network, and some are left to see."""
     _check_tokens(given.grid, given.run.network.architecture, token_size(given.run.network))
-    ratio, patches = ratio_of(given.run.pretraining), prod(given.grid.patches)
-    if masked_count(max(ratio) if isinstance(ratio, list) else ratio, patches) < patches:
-        return
+    _check_something_is_left(given.grid, ratio_of(given.run.pretraining))
+
+
+def _check_something_is_left(grid: PatchGrid, ratio: Share) -> None:
+    """See whether a ratio leaves patches of a crop to see."""
+    patches, most = prod(grid.patches), max(ratio) if isinstance(ratio, list) else ratio
     if patches == 1:
         raise SettingsError(
-            f"plan.crop {list(given.grid.crop)} is a single patch: with that hidden, nothing is left to see",
+            f"plan.crop {list(grid.crop)} is a single patch: with that hidden, nothing is left to see",
             cure="Choose a larger plan.crop, or a smaller plan.patch.",
         )
-    most = floor(1000 * (patches - 1) / patches) / 1000
-    raise SettingsError(
-        f"pretraining.mask_ratio {ratio} hides all {patches} patches of a crop",
-        cure=f"Choose {most} at most.",
-    )
+    # A ratio that is rounded up to all of a few patches leaves one all the same; see masking.
+    if most == 1:
+        raise SettingsError(
+            f"pretraining.mask_ratio {ratio} hides all {patches} patches of a crop",
+            cure=f"Choose {floor(1000 * (patches - 1) / patches) / 1000} at most.",
+        )
 
 
 def _check_tokens(grid: PatchGrid, architecture: str, token: int) -> None:

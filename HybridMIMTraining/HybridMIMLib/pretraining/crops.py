@@ -15,6 +15,9 @@ from HybridMIMLib.data.store import PreparedCase
 
 Triple = tuple[int, int, int]
 
+AHEAD = 2
+"""Threads that cut the next crops while a GPU computes; a CPU has no hands free for that."""
+
 
 @dataclass(frozen=True)
 class Crops:
@@ -48,7 +51,7 @@ class CropSource:
         self, cases: Sequence[PreparedCase], crop: Triple, batch: int, seed: int, device: torch.device
     ) -> None:
         self.batch, self.device = batch, device
-        self.sampler = CropSampler(cases, crop, seed, "pretrain")
+        self.sampler = CropSampler(cases, crop, seed, "pretrain", workers=AHEAD if device.type == "cuda" else 0)
 
     def part(self, which: int, parts: int) -> CropSource:
         """The same, but of every batch draws one of several equal parts alone."""

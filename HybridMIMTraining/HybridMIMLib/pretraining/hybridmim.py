@@ -17,7 +17,8 @@ What differs from the published code, on purpose:
   hidden air from air that is seen.
 - Regions are cut out of the grid in space, so that a region's label belongs to its feature.
 - The box lies anywhere, not always in the same corner.
-- Consistency compares expected counts, so that its gradient reaches both heads.
+- Consistency is the squared difference of expected counts, so that its gradient reaches both heads, and as large
+  for regions of many patches as for those of 8.
 - The contrast uses pooled features of different patients, with dropout from a chosen stage of the encoder on, where
   the second pass enters again: that saves running the whole encoder twice.
 """
@@ -51,15 +52,15 @@ from HybridMIMLib.pretraining.masking import (
 )
 from HybridMIMLib.pretraining.objective import Objective, Preview, mode
 from HybridMIMLib.pretraining.targets import (
-    error_to_patch_mean,
     masked_error,
     mean_over,
     normalised,
     patch_statistics,
+    reconstruction_errors,
 )
 
-MASK_RATIO = 0.40
-"""As published."""
+MASK_RATIO, PUBLISHED_PATCHES = 0.40, 8
+"""Share of the patches that is masked, and patches of a region, as published."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ class MaskedCrops:
         crops: the crops.
         whole: (B, D', H', W') True for patches without padding.
         mask: (B, D', H', W') True for masked patches, all of them whole.
-        box: what is reconstructed.
+        box: what is reconstructed; None where nothing is.
     """
 
     crops: Crops
     whole: Tensor
     mask: Tensor
-    box: Box
+    box: Box | None
 
 
 class HybridMIM(Objective):
@@ -132,13 +133,8 @@ class HybridMIM(Objective):
         chosen = self.settings
         whole = whole_patches(crops.sizes, self.grid)
         ratio = MASK_RATIO if chosen.mask_ratio is None else chosen.mask_ratio
-        content = _variation(crops.image, crops.sizes) if chosen.box_placement == "content" else None
-        return MaskedCrops(
-            crops,
-            whole,
-            draw_mask(crops.keys, self.grid, whole, ratio, chosen.region_ratio),
-            draw_box(crops.keys, self.grid, whole, self.box, self.backbone.strides[-1], content),
-        )
+        mask = draw_mask(crops.keys, self.grid, whole, ratio, chosen.region_ratio)
+        return MaskedCrops(crops, whole, mask, self._draw_box(crops, whole) if chosen.partial_weight else None)
 
     def losses(self, crops: Crops) -> dict[str, Tensor]:
         """See :meth:`Objective.losses`."""
@@ -163,10 +159,10 @@ class HybridMIM(Objective):
 
     def partial_loss(self, pyramid: Pyramid, batch: MaskedCrops) -> Tensor:
         """Mean error over the masked voxels inside the box (partial region prediction)."""
-        predicted = self.predict(pyramid, batch.box)
-        image = batch.crops.image
+        box, image = batch.box, batch.crops.image
+        assert box is not None
         target = image if self.settings.target == "raw" else normalised(image, self.grid.patch)
-        return masked_error(predicted, batch.box.crop(target), batch.box.crop(self._hidden(batch)), self.error)
+        return masked_error(self.predict(pyramid, box), box.crop(target), box.crop(self._hidden(batch)), self.error)
 
     def predict(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
         """What lies in the box, or everywhere: intensities, or what :func:`normalised` makes of them."""
@@ -196,6 +192,7 @@ class HybridMIM(Objective):
         """See :meth:`Objective.measures`; the chance floor of a head is the best answer that is always the same."""
         batch = self.mask(crops)
         found: dict[str, Tensor] = {}
+        errors: dict[str, float] = {}
         with torch.no_grad(), mode(self, training=False):
             pyramid = self.backbone.encode(self.hide(batch))
             target, whole = by_region(batch.mask, self.grid), by_region(batch.whole, self.grid)
@@ -211,15 +208,15 @@ class HybridMIM(Objective):
                 masked = mean_over(target, whole)
                 found["location_chance"] = torch.maximum(masked, 1 - masked)
             if hasattr(self, "reconstruction"):
-                predicted = self._intensities(self.predict(pyramid, batch.box), batch)
-                found["error_to_patch_mean"] = error_to_patch_mean(
+                predicted = self._intensities(self.predict(pyramid, batch.box), crops, batch.box)
+                errors = reconstruction_errors(
                     predicted, crops.image, self._hidden(batch), self.grid.patch, batch.box
                 )
         if hasattr(self, "projection"):
             with torch.no_grad(), mode(self, training=True):
                 one, other = self._views(self._encode(0, self.hide(batch), crops.keys, "first pass"), batch)
                 found["contrast_accuracy"], found["contrast_chance"] = partner_found(one, other, crops.patients)
-        return {name: float(value) for name, value in found.items()}
+        return {**{name: float(value) for name, value in found.items()}, **errors}
 
     def preview(self, crops: Crops) -> Preview | None:
         """See :meth:`Objective.preview`; the whole crop is decoded, not the box alone."""
@@ -227,12 +224,13 @@ class HybridMIM(Objective):
             return None
         batch = self.mask(crops)
         with torch.no_grad(), mode(self, training=False):
-            predicted = self.predict(self.backbone.encode(self.hide(batch)))
-        if self.settings.target == "normalised":
-            mean, deviation = patch_statistics(crops.image, self.grid.patch)
-            predicted = predicted * deviation + mean
+            predicted = self._intensities(self.predict(self.backbone.encode(self.hide(batch))), crops)
         hidden = to_voxels(batch.mask, self.grid.patch)
         return Preview(crops.image.masked_fill(hidden[:, None], 0.0), predicted, hidden)
+
+    def _draw_box(self, crops: Crops, whole: Tensor) -> Box:
+        content = _variation(crops.image, crops.sizes) if self.settings.box_placement == "content" else None
+        return draw_box(crops.keys, self.grid, whole, self.box, self.backbone.strides[-1], content)
 
     def _region_losses(self, bottleneck: Tensor, batch: MaskedCrops) -> dict[str, Tensor]:
         weights = self.settings
@@ -270,12 +268,12 @@ class HybridMIM(Objective):
         """(B, 1, D, H, W) 1 for masked voxels."""
         return to_voxels(batch.mask, self.grid.patch)[:, None].to(batch.crops.image.dtype)
 
-    def _intensities(self, predicted: Tensor, batch: MaskedCrops) -> Tensor:
-        """What was predicted in the box, as intensities."""
+    def _intensities(self, predicted: Tensor, crops: Crops, box: Box | None = None) -> Tensor:
+        """What was predicted in the box, or everywhere, as intensities."""
         if self.settings.target == "raw":
             return predicted
-        mean, deviation = patch_statistics(batch.crops.image, self.grid.patch)
-        return predicted * batch.box.crop(deviation) + batch.box.crop(mean)
+        mean, deviation = patch_statistics(crops.image, self.grid.patch)
+        return predicted * deviation + mean if box is None else predicted * box.crop(deviation) + box.crop(mean)
 
 
 def number_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
@@ -299,6 +297,9 @@ def location_loss(logits: Tensor, target: Tensor, whole: Tensor) -> Tensor:
 def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
     """Squared difference of the two expected counts of masked patches, mean over the regions.
 
+    Counts are those of a region of 8 patches, as published: the square of a difference among 64 or 512 patches would
+    be larger than all other losses together.
+
     Args:
         number: (B, R, P + 1) logits; the expectation of the count under their softmax is one answer.
         location: (B, R, P) logits; the sum of their sigmoids over the whole patches is the other.
@@ -307,7 +308,8 @@ def consistency_loss(number: Tensor, location: Tensor, whole: Tensor) -> Tensor:
     counts = torch.arange(number.shape[-1], device=number.device, dtype=number.dtype)
     by_number = (number.softmax(dim=-1) * counts).sum(dim=-1)
     by_location = (location.sigmoid() * whole).sum(dim=-1)
-    return mean_over((by_number - by_location) ** 2, whole.any(dim=-1))
+    difference = (by_number - by_location) * (PUBLISHED_PATCHES / location.shape[-1])
+    return mean_over(difference**2, whole.any(dim=-1))
 
 
 def _variation(image: Tensor, sizes: Tensor) -> Tensor:

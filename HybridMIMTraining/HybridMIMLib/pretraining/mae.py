@@ -81,7 +81,8 @@ def masked_count(ratio: float, patches: int) -> int:
 
     In float32, in which the device multiplies too: both must round to the same number.
     """
-    return min(max(int(np.round(np.float32(ratio) * np.float32(patches))), 1), patches)
+    wanted = max(int(np.round(np.float32(ratio) * np.float32(patches))), 1)
+    return min(wanted, max(patches - 1, 1))
 
 
 def visible_patches(whole: Tensor, mask: Tensor, places: int) -> tuple[Tensor, Tensor]:

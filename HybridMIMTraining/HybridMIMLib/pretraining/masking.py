@@ -105,13 +105,14 @@ def draw_patches(keys: Tensor, whole: Tensor, mask_ratio: Share) -> Tensor:
     Args:
         keys: (B) of the samples.
         whole: (B, D', H', W') which patches may be masked.
-        mask_ratio: share of the whole patches, exact to one patch; at least one where there is one.
+        mask_ratio: share of the whole patches, exact to one patch; at least one where there is one, and never all
+            where there are more.
 
     Returns:
         (B, D', H', W') True where a patch is masked.
     """
     flat = whole.flatten(1)
-    wanted = _count(draw_share(keys, "mask ratio", mask_ratio), flat.sum(dim=1))
+    wanted = _hidden_count(draw_share(keys, "mask ratio", mask_ratio), flat.sum(dim=1))
     order = uniform(keys, "masked patches", flat.shape[1])
     return _smallest(order, flat, wanted).reshape(whole.shape)
 
@@ -136,7 +137,7 @@ def draw_mask(keys: Tensor, grid: PatchGrid, whole: Tensor, mask_ratio: Share, r
     """
     room = by_region(whole, grid)
     capacity = room.sum(dim=2)
-    masked = _count(draw_share(keys, "mask ratio", mask_ratio), capacity.sum(dim=1))
+    masked = _hidden_count(draw_share(keys, "mask ratio", mask_ratio), capacity.sum(dim=1))
     touched = _draw_regions(keys, capacity, masked, draw_share(keys, "region ratio", region_ratio))
     allowed = room & touched[:, :, None]
     # One patch of each touched region comes before all others, so that no touched region stays whole. It has a draw
@@ -176,9 +177,7 @@ def draw_box(
             has none, unless there is none anywhere. None: all places are as likely.
     """
     window, places = _divide(size, step), tuple((c - s) // t + 1 for c, s, t in zip(grid.crop, size, step))
-    cells = F.avg_pool3d(to_voxels(whole, grid.patch)[:, None].to(torch.float32), step, divisor_override=1)
-    # Counts of voxels, in which float32 is exact up to boxes of 256³.
-    held = F.avg_pool3d(cells, window, stride=1, divisor_override=1).flatten(1)
+    held = _whole_voxels(grid, whole, size, step).flatten(1)
     chance = (held == held.amax(dim=1, keepdim=True)).to(torch.float32)
     if content is not None:
         amount = chance * F.avg_pool3d(F.avg_pool3d(content[:, None], step), window, stride=1).flatten(1)
@@ -186,6 +185,21 @@ def draw_box(
     place = _drawn(keys, "box", chance)
     lower = place // (places[1] * places[2]), place // places[2] % places[1], place % places[2]
     return Box(torch.stack([at * t for at, t in zip(lower, step)], dim=1), size)
+
+
+def _whole_voxels(grid: PatchGrid, whole: Tensor, size: Triple, step: Triple) -> Tensor:
+    """(B, d, h, w) how many voxels of whole patches a box holds at each of its places.
+
+    Whole patches fill a block from the origin, so that the count is a product over the axes.
+    """
+    counts = []
+    for axis, (crop, side, stride, patch) in enumerate(zip(grid.crop, size, step, grid.patch)):
+        others = [other for other in (1, 2, 3) if other != axis + 1]
+        reach = whole.any(dim=others[1]).any(dim=others[0]).sum(dim=1) * patch
+        starts = torch.arange(0, crop - side + 1, stride, device=whole.device)
+        counts.append((reach[:, None] - starts).clamp(0, side))
+    d, h, w = counts
+    return d[:, :, None, None] * h[:, None, :, None] * w[:, None, None, :]
 
 
 def _drawn(keys: Tensor, purpose: str, chance: Tensor) -> Tensor:
@@ -201,6 +215,11 @@ def _drawn(keys: Tensor, purpose: str, chance: Tensor) -> Tensor:
 def _count(share: Tensor, of: Tensor) -> Tensor:
     """The share of a number, rounded, and at least one where there is one."""
     return torch.minimum((share * of).round().to(torch.int64).clamp(min=1), of)
+
+
+def _hidden_count(share: Tensor, of: Tensor) -> Tensor:
+    """As :func:`_count`, but that of two patches and more one is left to see."""
+    return torch.minimum(_count(share, of), (of - 1).clamp(min=1))
 
 
 def _smallest(order: Tensor, allowed: Tensor, count: Tensor) -> Tensor:

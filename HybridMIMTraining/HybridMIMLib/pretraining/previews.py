@@ -35,7 +35,7 @@ from HybridMIMLib.files import atomic_path
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.objective import Objective
 from HybridMIMLib.pretraining.sheets import Sheet, draw_sheet
-from HybridMIMLib.pretraining.targets import error_to_patch_mean
+from HybridMIMLib.pretraining.targets import reconstruction_errors
 from HybridMIMLib.randomness import stream_key
 
 FOLDER = "previews"
@@ -95,7 +95,7 @@ class Previews:
             return
         image, hidden = self.shown.crops.image, made.hidden[:, None]
         d, h, w = self.shown.size
-        ratio = error_to_patch_mean(made.predicted, image, hidden.to(image.dtype), self.plan.patch)
+        errors = reconstruction_errors(made.predicted, image, hidden.to(image.dtype), self.plan.patch)
         sheet = Sheet(
             title=f"{self.name}, step {step}: {self.shown.name}",
             original=self.shown.in_units(image),
@@ -104,7 +104,7 @@ class Previews:
             hidden=made.hidden[0, :d, :h, :w].cpu().numpy(),
             ends=self.shown.ends,
             grid=self.shown.grid,
-            error_to_patch_mean=float(ratio),
+            error_to_patch_mean=errors.get("error_to_patch_mean"),
         )
         self._write_volumes(f"step_{step:06}", sheet)
         with atomic_path(self.folder / f"step_{step:06}.png") as temporary:

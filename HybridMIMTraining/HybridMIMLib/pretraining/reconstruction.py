@@ -13,7 +13,7 @@ from HybridMIMLib.networks.interface import EncoderDecoder
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.masking import PatchGrid, draw_patches, to_voxels, whole_patches
 from HybridMIMLib.pretraining.objective import Objective, Preview, mode, train_encoder_alone
-from HybridMIMLib.pretraining.targets import error_to_patch_mean, masked_error, normalised, patch_statistics
+from HybridMIMLib.pretraining.targets import masked_error, normalised, patch_statistics, reconstruction_errors
 
 MASK_RATIO = 0.75
 """As published (arXiv:2204.11716)."""
@@ -72,8 +72,7 @@ class Reconstruction(Objective):
         """See :meth:`Objective.measures`."""
         whole, mask = self.mask(crops)
         predicted = self._intensities(crops.image, whole, mask)
-        ratio = error_to_patch_mean(predicted, crops.image, self._hidden(crops.image, mask), self.grid.patch)
-        return {"error_to_patch_mean": float(ratio)}
+        return reconstruction_errors(predicted, crops.image, self._hidden(crops.image, mask), self.grid.patch)
 
     def preview(self, crops: Crops) -> Preview:
         """See :meth:`Objective.preview`; what is hidden is shown as 0, whatever stands for it in the network."""

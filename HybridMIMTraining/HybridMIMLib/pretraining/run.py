@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,25 @@ import torch
 
 from HybridMIMLib import distributed
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import Run, make_run
+from HybridMIMLib.config import PretrainingSettings, Run, make_run
 from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.patches import who_is
+from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
+from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.memory import FEWEST_TO_CONTRAST, crop_bytes, settle_batch
 from HybridMIMLib.pretrained import WEIGHTS_FILE, Origin, save_pretrained
-from HybridMIMLib.pretraining.choice import make_objective
+from HybridMIMLib.pretraining.choice import check_settings, make_objective
 from HybridMIMLib.pretraining.crops import CropSource, blank_crops
+from HybridMIMLib.pretraining.hybridmim import HybridMIM
 from HybridMIMLib.pretraining.objective import Objective
 from HybridMIMLib.pretraining.previews import FOLDER as PREVIEWS
 from HybridMIMLib.pretraining.previews import Previews, preview_crop
 from HybridMIMLib.pretraining.simclr import SimCLR
+from HybridMIMLib.pretraining.targets import error_to_patch_mean
 from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
 
@@ -56,11 +60,14 @@ def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
 def run_pretraining(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
     """Prepare, train, write the weights; see :func:`pretrain`. ``dataset`` names a part of the folder's scans."""
+    check_settings(run)
     device = distributed.own_device(choose_device(run.device))
     prepared, run = distributed.by_first(lambda: _prepared(run, folder, events, dataset, device))
     distributed.connect(device)
     objective = make_objective(run, prepared.plan, _patients(prepared)).to(device)
     source = CropSource(prepared.cases, prepared.plan.crop, run.pretraining.batch, run.seed, device)
+    if isinstance(objective, HybridMIM):
+        _tell_what_is_less(run, prepared.plan, objective, events)
     previews = Previews(
         objective,
         preview_crop(prepared.cases, prepared.plan.crop, run.seed, device),
@@ -84,7 +91,9 @@ def _prepared(
     run: Run, folder: Path, events: EventLog, dataset: Dataset | None, device: torch.device
 ) -> tuple[Prepared, Run]:
     """The prepared scans, and the settings with what follows from them: the network settled, the batch chosen."""
-    prepared = prepare_folder(run, "unlabelled", folder, events, dataset=dataset)
+    prepared = prepare_folder(
+        run, "unlabelled", folder, events, dataset=dataset, suits=lambda plan, found: _try_objective(run, plan, found)
+    )
     keep_inputs(folder / "scans.json", {facts.case.name: facts.content for facts in prepared.facts})
     if run.pretraining.objective in MASKED:
         _check_patches_fit(run, prepared, events)
@@ -100,6 +109,33 @@ def _prepared(
     )
     distributed.check_batch("the batch that this run began with,", batch)
     return prepared, replace(run, pretraining=replace(run.pretraining, batch=batch))
+
+
+def _try_objective(run: Run, plan: Plan, found: Sequence[CaseFacts]) -> None:
+    """Make the objective once, for what it refuses: before hours go into preparing scans."""
+    patients = {facts.patient or f"scan {facts.case.name}" for facts in found}
+    make_objective(_for_trial(run, plan), plan, len(patients))
+
+
+def _for_trial(run: Run, plan: Plan) -> Run:
+    """The settings with a network that is settled, and a batch where none is chosen yet."""
+    batch = run.pretraining.batch or FEWEST_TO_CONTRAST
+    return replace(run, network=settled(run.network, plan.spacing), pretraining=replace(run.pretraining, batch=batch))
+
+
+def _tell_what_is_less(run: Run, plan: Plan, objective: HybridMIM, events: EventLog) -> None:
+    """Say where sizes leave less of the method than the settings promise."""
+    asked = run.pretraining.contrast_stage
+    if objective.stage < asked and asked != PretrainingSettings().contrast_stage:
+        events.warning(
+            f"pretraining.contrast_stage is {asked}, and the last stage of this network is {objective.stage}: "
+            "the contrast enters there."
+        )
+    if plan.crop == plan.region:
+        events.warning(
+            f"plan.crop {list(plan.crop)} is a single region, so all crops have as many hidden patches in it, and "
+            "there is no region to choose. Set a smaller plan.patch and plan.region, or a larger plan.crop."
+        )
 
 
 def _patients(prepared: Prepared) -> int:
@@ -173,14 +209,16 @@ def _origin(run: Run, prepared: Prepared, objective: Objective) -> Origin:
 def _measured(objective: Objective, source: CropSource, first: int, count: int) -> dict[str, float]:
     """Measures on the crops of ``count`` steps, which must be none that is trained on; their mean."""
     rows = [objective.measures(source.draw(first + n)) for n in range(count)]
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for row in rows for name in row}
+    # Of the mean errors: a batch of little but air must not weigh as much as the others.
+    means.pop("error_to_patch_mean", None)
+    return {**means, **error_to_patch_mean(means)}
 
 
 def _crop_bytes(run: Run, prepared: Prepared) -> int:
     """Memory that a crop takes in a step; an objective is made for this question alone."""
     plan = prepared.plan
-    run = replace(run, pretraining=replace(run.pretraining, batch=FEWEST_TO_CONTRAST))
-    objective = make_objective(run, plan, _patients(prepared))
+    objective = make_objective(_for_trial(run, plan), plan, _patients(prepared))
     if isinstance(objective, SimCLR):
         # Its views are drawn on the host, which cannot look at tensors without data.
         views = [objective.views(blank_crops(count, plan.channels, plan.crop)) for count in (1, 2)]

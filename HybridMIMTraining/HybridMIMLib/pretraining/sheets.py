@@ -43,7 +43,8 @@ class Sheet:
         hidden: (D, H, W) True for hidden voxels.
         ends: for each channel the intensities shown black and white.
         grid: where the voxels lie.
-        error_to_patch_mean: squared error as a share of what the true mean of each patch would give.
+        error_to_patch_mean: squared error of the whole crop, decoded at once, as a share of what the true mean of
+            each patch would give; None where hidden voxels do not vary.
     """
 
     title: str
@@ -53,7 +54,7 @@ class Sheet:
     hidden: npt.NDArray[np.bool_]
     ends: tuple[tuple[float, float], ...]
     grid: Grid
-    error_to_patch_mean: float
+    error_to_patch_mean: float | None
 
     @property
     def error(self) -> Array:
@@ -143,7 +144,8 @@ def _figures(sheet: Sheet) -> str:
     widths = np.array([high - low for low, high in sheet.ends])
     means = sheet.error[:, sheet.hidden].mean(axis=1)
     size = f"{means[0]:.4g} on average, " if len(means) == 1 else ""
-    return (
-        f"hidden voxels are off by {size}{100 * float(np.mean(means / widths)):.1f} % of the range from black to "
-        f"white; squared error {sheet.error_to_patch_mean:.2f} of what the true mean of each patch would give"
-    )
+    share = 100 * float(np.mean(means / widths))
+    text = f"hidden voxels are off by {size}{share:.1f} % of the range from black to white"
+    if sheet.error_to_patch_mean is None:
+        return text
+    return f"{text}; squared error {sheet.error_to_patch_mean:.2f} of what the true mean of each patch would give"

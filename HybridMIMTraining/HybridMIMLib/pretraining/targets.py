@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -12,7 +14,10 @@ from HybridMIMLib.networks.interface import Box
 
 Triple = tuple[int, int, int]
 
-_SMALLEST_VARIANCE = 1e-6
+SMALLEST_VARIANCE = 1e-6
+
+HIDDEN_ERROR, PATCH_MEAN_ERROR = "hidden_error", "patch_mean_error"
+"""Names of what is measured."""
 
 
 def patch_statistics(image: Tensor, patch: Triple) -> tuple[Tensor, Tensor]:
@@ -23,7 +28,7 @@ def patch_statistics(image: Tensor, patch: Triple) -> tuple[Tensor, Tensor]:
     d, h, w = patch
     voxels = rearrange(image, "b c (d pd) (h ph) (w pw) -> b c d h w (pd ph pw)", pd=d, ph=h, pw=w)
     mean = voxels.mean(dim=-1)
-    deviation = (voxels.var(dim=-1, correction=0) + _SMALLEST_VARIANCE).sqrt()
+    deviation = (voxels.var(dim=-1, correction=0) + SMALLEST_VARIANCE).sqrt()
     pattern = "b c d h w -> b c (d pd) (h ph) (w pw)"
     return repeat(mean, pattern, pd=d, ph=h, pw=w), repeat(deviation, pattern, pd=d, ph=h, pw=w)
 
@@ -59,12 +64,10 @@ def mean_over(values: Tensor, used: Tensor) -> Tensor:
     return (values * used).sum(dtype=torch.float32) / torch.where(count > 0, count, 1.0)
 
 
-def error_to_patch_mean(
+def reconstruction_errors(
     predicted: Tensor, image: Tensor, hidden: Tensor, patch: Triple, box: Box | None = None
-) -> Tensor:
-    """Squared error over hidden voxels as a share of what the true mean of each patch would give.
-
-    A reconstruction below 1 shows more of a hidden patch than how bright it is.
+) -> dict[str, float]:
+    """How far a reconstruction is off, beside what the true mean of each patch would give.
 
     Args:
         predicted: (B, C, D, H, W) intensities, or those of ``box`` alone.
@@ -72,9 +75,27 @@ def error_to_patch_mean(
         hidden: (B, 1, D, H, W) 1 for hidden voxels, else 0.
         patch: voxels along each axis.
         box: what is compared; it may cut patches, whose means are those of the whole patch.
+
+    Returns:
+        :data:`HIDDEN_ERROR` and :data:`PATCH_MEAN_ERROR`, mean squared errors over hidden voxels, and what
+        :func:`error_to_patch_mean` makes of them.
     """
     mean, _ = patch_statistics(image, patch)
     if box is not None:
         mean, image, hidden = box.crop(mean), box.crop(image), box.crop(hidden)
-    floor = masked_error(mean, image, hidden, "l2")
-    return masked_error(predicted, image, hidden, "l2") / torch.clamp(floor, min=1e-12)
+    found = {
+        HIDDEN_ERROR: float(masked_error(predicted, image, hidden, "l2")),
+        PATCH_MEAN_ERROR: float(masked_error(mean, image, hidden, "l2")),
+    }
+    return {**found, **error_to_patch_mean(found)}
+
+
+def error_to_patch_mean(found: Mapping[str, float]) -> dict[str, float]:
+    """The error as a share of what the true mean of each patch would give, if hidden voxels vary at all.
+
+    A reconstruction below 1 shows more of a hidden patch than how bright it is. Where nothing is hidden, or nothing
+    but air, there is nothing to compare with.
+    """
+    if found.get(PATCH_MEAN_ERROR, 0.0) <= SMALLEST_VARIANCE:
+        return {}
+    return {"error_to_patch_mean": found[HIDDEN_ERROR] / found[PATCH_MEAN_ERROR]}

@@ -12,6 +12,7 @@ import SimpleITK
 from small_runs import write_blobs
 
 from HybridMIMLib import segment
+from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid
@@ -27,9 +28,9 @@ from HybridMIMLib.networks import make_segmentation_network
 
 def save_model(folder: Path, seed: int = 0, channels: int = 1) -> Path:
     plan = Plan(channels, (1.0, 1.0, 1.2), "percentiles", (-1e3, 1e3), (16, 16, 16), (4, 4, 4), (8, 8, 8))
-    settings = NetworkSettings(features=[4, 8])
+    settings = settled(NetworkSettings(features=[4, 8]), plan.spacing)
     classes = (LabelClass(1, "one", (1, 0, 0)), LabelClass(300, "many", (0, 1, 0)))
-    network = make_segmentation_network(settings, channels, len(classes), seed).eval()
+    network = make_segmentation_network(settings, channels, len(classes), plan.crop, seed).eval()
     ModelPackage(network, settings, plan, classes, {}, "two").save(folder / "model")
     return folder / "model"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,3 +116,13 @@ def test_a_scan_of_one_value_gives_finite_numbers(value: float) -> None:
     gradients = [parameter.grad for parameter in unet.parameters()]
     assert result.isfinite().all() and all(g is not None and g.isfinite().all() for g in gradients)
     assert max(float(g.norm()) for g in gradients if g is not None) < 1e3
+
+
+def test_a_copy_drops_with_its_own_layers() -> None:
+    network = make_backbone(settled(NetworkSettings(features=[4, 8], dropout=0.5), (1, 1, 1)), 1, (8, 8, 8))
+    other = pickle.loads(pickle.dumps(copy.deepcopy(network))).train()
+    network.eval()
+    x = torch.rand(2, 1, 8, 8, 8)
+    network.encode(x)
+    with pytest.raises(RuntimeError, match="one key a sample"):
+        other.encode(x)

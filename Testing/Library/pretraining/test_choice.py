@@ -21,6 +21,7 @@ from HybridMIMLib.networks import make_backbone
 from HybridMIMLib.pretraining.choice import box_size, make_objective, queue_length
 from HybridMIMLib.pretraining.contrast import QUEUE
 from HybridMIMLib.pretraining.crops import Crops
+from HybridMIMLib.pretraining.hybridmim import MaskedCrops
 from HybridMIMLib.pretraining.mae import MAE
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple
 from HybridMIMLib.pretraining.objective import Objective
@@ -194,16 +195,26 @@ def test_swin_has_tokens_too() -> None:
     make_objective(run, replace(sizes, patch=(2, 2, 4)), 4)
 
 
-@pytest.mark.parametrize("ratio", [1.0, 0.99, [0.2, 0.985]])
-@pytest.mark.parametrize("architecture, name", [("unetr", "mae"), ("unetr", "simmim"), ("unet", "simmim")])
+@pytest.mark.parametrize("ratio", [1.0, [0.2, 1.0]])
+@pytest.mark.parametrize(
+    "architecture, name", [("unetr", "mae"), ("unetr", "simmim"), ("unet", "simmim"), ("unet", "hybridmim")]
+)
 def test_something_must_be_left_to_see(architecture: str, name: str, ratio: float | list[float]) -> None:
     error = refused(architecture, name, mask_ratio=ratio)
     assert f"{ratio} hides all" in error.message
     found = re.search(r"Choose ([\d.]+) at most", error.cure)
     assert found
-    objective = small_objective(architecture, name, mask_ratio=float(found[1]))
-    _, mask = objective.mask(draw_crops(SIZES[architecture][0]))  # type: ignore[operator]
-    assert (mask.flatten(1).sum(dim=1) == mask[0].numel() - 1).all()
+    for fine in (float(found[1]), 0.999):
+        objective = small_objective(architecture, name, mask_ratio=fine)
+        drawn = objective.mask(draw_crops(SIZES[architecture][0]))  # type: ignore[operator]
+        mask = drawn.mask if isinstance(drawn, MaskedCrops) else drawn[1]
+        assert (mask.flatten(1).sum(dim=1) == mask[0].numel() - 1).all()
+
+
+def test_a_few_patches_leave_one_to_see() -> None:
+    run, sizes = settings("unet", "simmim"), replace(plan("unet"), crop=(8, 8, 16), patch=(8, 8, 8))
+    _, mask = make_objective(run, sizes, 4).mask(draw_crops((8, 8, 16)))  # type: ignore[operator]
+    assert (mask.flatten(1).sum(dim=1) == 1).all()
 
 
 def test_a_crop_of_one_patch_cannot_be_masked() -> None:

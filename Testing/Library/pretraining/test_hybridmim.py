@@ -185,7 +185,7 @@ def test_boxes_go_where_the_scan_varies() -> None:
     crops = Crops(image, torch.tensor(GRID.crop).expand(40, 3), rows, rows)
     shares = []
     for placement in ("random", "content"):
-        lower = objective(box_placement=placement, **only("number")).mask(crops).box.lower
+        lower = objective(box_placement=placement, **only("partial")).mask(crops).box.lower
         shares.append((lower == torch.tensor([4, 8, 4])).all(dim=1).float().mean().item())
     assert shares[0] < 0.4 and shares[1] == 1
 
@@ -307,6 +307,14 @@ def test_region_losses_are_those_of_loops(batch: MaskedCrops) -> None:
     assert losses["number"] == pytest.approx(np.mean(numbers), rel=1e-4)
     assert losses["location"] == pytest.approx(np.mean(locations), rel=1e-4)
     assert losses["consistency"] == pytest.approx(np.mean(consistencies), rel=1e-4)
+
+
+@pytest.mark.parametrize("patches", [1, 8, 64, 512])
+def test_consistency_is_as_large_whatever_the_patches_of_a_region(patches: int) -> None:
+    """All or none of the patches: the counts of a region of 8 are 8 apart."""
+    number, whole = torch.zeros(1, 1, patches + 1), torch.ones(1, 1, patches, dtype=torch.bool)
+    number[..., -1] = 60
+    assert float(consistency_loss(number, torch.full((1, 1, patches), -60.0), whole)) == pytest.approx(64)
 
 
 def test_dark_scans_have_the_labels_of_the_mask(batch: MaskedCrops) -> None:

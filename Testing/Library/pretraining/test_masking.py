@@ -113,6 +113,12 @@ def is_share(count: int, share: float, of: int) -> bool:
     return abs(count - share * of) <= 0.5 + 1e-3 or (count == min(1, of) and share * of < 1)
 
 
+def is_hidden(count: int, share: float, of: int) -> bool:
+    """The same for hidden patches, of which one is left to see where there are two or more."""
+    leaves_one = count == of - 1 and count >= 1 and share * of >= of - 0.5 - 1e-3
+    return leaves_one or (is_share(count, share, of) and (count < of or of < 2))
+
+
 # --- places -------------------------------------------------------------------
 
 
@@ -167,7 +173,7 @@ def check_mask(mask: np.ndarray, whole: np.ndarray, grid: PatchGrid, share: floa
     """What a two-level mask of one sample must be, region by region."""
     assert not (mask & ~whole).any(), "padding is masked"
     total, masked = int(whole.sum()), int(mask.sum())
-    assert masked <= total and is_share(masked, share, total)
+    assert masked <= total and is_hidden(masked, share, total)
     room = np.array([region.sum() for region in split(whole, grid)])
     held = np.array([region.sum() for region in split(mask, grid)])
     touched, usable = int((held > 0).sum()), int((room > 0).sum())
@@ -215,7 +221,7 @@ def test_masks_of_all_sizes(sizes: tuple[Triple, Triple, Triple], ratio: Share, 
 def test_how_many_are_touched_on_a_whole_crop(ratio: float, regions: float) -> None:
     """In numbers: as many as asked for, fewer for want of patches, more for want of room."""
     grid = PatchGrid((48, 48, 48), (8, 8, 8), (16, 16, 16))
-    masked = max(1, round(ratio * 216))
+    masked = min(max(1, round(ratio * 216)), 215)
     for mask in draw_mask(keys(4), grid, filled(grid, 4), ratio, regions).numpy():
         assert mask.sum() == masked
         touched = sum(bool(region.any()) for region in split(mask, grid))
@@ -294,7 +300,7 @@ def test_patches_of_one_level_keep_their_share(case: tuple[PatchGrid, Tensor], r
     assert masks.shape == whole.shape and not (masks & ~whole).any()
     for sample in range(len(sizes)):
         key, total = drawn_for[sample : sample + 1], int(whole[sample].sum())
-        assert is_share(int(masks[sample].sum()), share_of(ratio, key, "mask ratio"), total)
+        assert is_hidden(int(masks[sample].sum()), share_of(ratio, key, "mask ratio"), total)
         assert torch.equal(draw_patches(key, whole[sample : sample + 1], ratio)[0], masks[sample])
 
 
@@ -397,10 +403,9 @@ def test_all_places_are_drawn_as_often(scan: Triple, places: int) -> None:
 def test_a_patch_more_or_less_counts_in_a_large_box() -> None:
     """Tiny patches in a large box: a tolerance for the rounding of shares would not tell the places apart."""
     grid = PatchGrid((66, 64, 64), (2, 2, 2), (2, 2, 2))
-    whole = filled(grid, 40).clone()
-    whole[:, 0, 0, 0] = False
+    whole = whole_patches(torch.tensor([[64, 64, 64]] * 40), grid)
     drawn = draw_box(keys(40), grid, whole, (64, 64, 64), (2, 2, 2)).lower
-    assert drawn.tolist() == [[2, 0, 0]] * 40
+    assert drawn.tolist() == [[0, 0, 0]] * 40
 
 
 def test_a_box_larger_than_the_scan_begins_at_its_corner() -> None:

@@ -13,7 +13,7 @@ from small_runs import TINY, write_blobs
 from HybridMIMLib import pretrain
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings
-from HybridMIMLib.errors import DataError
+from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json
 from HybridMIMLib.networks import make_backbone
@@ -26,10 +26,11 @@ from HybridMIMLib.report import report
 U_NET = {"features": [4, 8]}
 VIT = {"architecture": "unetr", "token": 8}
 VIT_PLAN = {"crop": [16, 16, 16], "patch": [8, 8, 8], "region": [8, 8, 8]}
-MEASURED = {
-    "hybridmim": {"number", "location", "contrast", "error_to_patch_mean"},
-    "simmim": {"error_to_patch_mean"},
-    "mae": {"error_to_patch_mean"},
+ERRORS = {"hidden_error", "patch_mean_error", "error_to_patch_mean"}
+MEASURED: dict[str, set[str]] = {
+    "hybridmim": {"number", "location", "contrast", *ERRORS},
+    "simmim": ERRORS,
+    "mae": ERRORS,
     "simclr": {"contrast"},
     "none": set(),
 }
@@ -148,3 +149,22 @@ def test_scans_thinner_than_a_patch_matter_where_patches_are_hidden(scans: str, 
         pretrain(output=str(tmp_path / "simmim"), **settings)
     settings["pretraining"] = {**settings["pretraining"], "objective": "none"}
     assert not pretrain(output=str(tmp_path / "none"), **settings)["warnings"]
+
+
+@pytest.mark.parametrize(
+    "network, chosen",
+    [
+        (U_NET, {"objective": "mae"}),
+        (VIT, {"objective": "mae", "head_depth": 0}),
+        ({**U_NET, "dropout": 0.0}, {}),
+        (U_NET, {"batch": 1, "contrast_queue": 0}),
+        (U_NET, {"box": [3, 3, 3]}),
+        (U_NET, {"mask_ratio": 1.0}),
+    ],
+)
+def test_what_cannot_work_is_told_before_scans_are_prepared(
+    scans: str, tmp_path: Path, network: dict[str, Any], chosen: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError):
+        pretrain(unlabelled=scans, output=tmp_path / "run", network=network, plan=VIT_PLAN, pretraining=chosen)
+    assert not list(tmp_path.rglob("*.npy"))

@@ -113,12 +113,11 @@ def test_the_ratio_is_one_of_whole_patches_exactly(
     for size, of, masked in zip(sizes, whole, mask):
         count = int(np.prod([n // p for n, p in zip(size, PATCH)]))
         assert int(of.sum()) == count and not (masked & ~of).any()
-        least, most = (
-            min(max(round(share * count + shift), 1), count) for share, shift in ((low, -0.5), (high, 0.5))
-        )
+        room = max(count - 1, min(count, 1))
+        least, most = (min(max(round(share * count + shift), 1), room) for share, shift in ((low, -0.5), (high, 0.5)))
         assert least <= int(masked.sum()) <= most
         if low == high and abs(low * count % 1 - 0.5) > 1e-3:
-            assert int(masked.sum()) == min(max(round(low * count), 1), count)
+            assert int(masked.sum()) == min(max(round(low * count), 1), room)
 
 
 def test_three_quarters_are_masked_unless_it_is_set() -> None:
@@ -174,5 +173,9 @@ def test_measures_and_previews_are_in_intensities(target: str) -> None:
             if mask[b, d, h, w]:
                 ours += ((wanted - true) ** 2).flatten().tolist()
                 floor += ((true.mean() - true) ** 2).flatten().tolist()
-    assert model.measures(crops) == {"error_to_patch_mean": pytest.approx(np.mean(ours) / np.mean(floor), rel=1e-4)}
+    assert model.measures(crops) == {
+        "hidden_error": pytest.approx(np.mean(ours), rel=1e-4),
+        "patch_mean_error": pytest.approx(np.mean(floor), rel=1e-4),
+        "error_to_patch_mean": pytest.approx(np.mean(ours) / np.mean(floor), rel=1e-4),
+    }
     assert model.training, "measuring does not end the training mode"

@@ -12,11 +12,11 @@ from torch import Tensor
 from HybridMIMLib.networks.interface import Box
 from HybridMIMLib.pretraining.masking import Triple, to_voxels
 from HybridMIMLib.pretraining.targets import (
-    error_to_patch_mean,
     masked_error,
     mean_over,
     normalised,
     patch_statistics,
+    reconstruction_errors,
 )
 
 
@@ -123,18 +123,27 @@ def test_the_ratio_to_the_true_mean_of_each_patch(seed: int, boxed: bool) -> Non
     mask = torch.rand(2, 4, 3, 2, generator=stream) < 0.6
     hidden, inside = shown(mask, patch), torch.ones(2, 8, 12, 6, dtype=torch.bool)
     if not boxed:
-        found = error_to_patch_mean(predicted, image, hidden, patch)
+        found = reconstruction_errors(predicted, image, hidden, patch)
     else:
         lower, size = torch.tensor([[1, 2, 0], [3, 5, 1]]), (5, 6, 5)
         box, inside = Box(lower, size), torch.zeros(2, 8, 12, 6, dtype=torch.bool)
         for b, (d, h, w) in enumerate(lower.tolist()):
             inside[b, d : d + 5, h : h + 6, w : w + 5] = True
-        found = error_to_patch_mean(box.crop(predicted), image, hidden, patch, box)
-    assert float(found) == pytest.approx(slow_ratio(predicted, image, mask, patch, inside), rel=1e-3)
+        found = reconstruction_errors(box.crop(predicted), image, hidden, patch, box)
+    assert found["error_to_patch_mean"] == pytest.approx(slow_ratio(predicted, image, mask, patch, inside), rel=1e-3)
 
 
 def test_the_mean_itself_has_a_ratio_of_1_and_the_image_of_0() -> None:
     image, hidden = torch.rand(2, 1, 4, 4, 4), torch.ones(2, 1, 4, 4, 4)
     mean, _ = patch_statistics(image, (2, 2, 2))
-    assert float(error_to_patch_mean(mean, image, hidden, (2, 2, 2))) == pytest.approx(1.0)
-    assert float(error_to_patch_mean(image, image, hidden, (2, 2, 2))) == 0
+    for predicted, ratio in ((mean, 1.0), (image, 0.0)):
+        found = reconstruction_errors(predicted, image, hidden, (2, 2, 2))
+        assert found["error_to_patch_mean"] == pytest.approx(ratio)
+        assert found["hidden_error"] == pytest.approx(ratio * found["patch_mean_error"])
+
+
+@pytest.mark.parametrize("value, hidden", [(0.0, 1.0), (0.5, 1.0), (None, 0.0)])
+def test_where_nothing_hidden_varies_there_is_nothing_to_compare_with(value: float | None, hidden: float) -> None:
+    image = torch.rand(2, 1, 4, 4, 4) if value is None else torch.full((2, 1, 4, 4, 4), value)
+    found = reconstruction_errors(torch.rand_like(image), image, torch.full_like(image, hidden), (2, 2, 2))
+    assert set(found) == {"hidden_error", "patch_mean_error"}
