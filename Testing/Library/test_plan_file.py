@@ -10,7 +10,7 @@ from small_runs import TINY
 
 from HybridMIMLib import finetune, prepare, pretrain
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.errors import DiskError
 from HybridMIMLib.files import read_json
 from HybridMIMLib.report import report
 from HybridMIMLib.runs import load_settings
@@ -28,11 +28,12 @@ def test_every_stage_writes_its_plan_for_people_too(blobs: Path, tmp_path: Path)
 
 
 def test_an_attempt_that_failed_after_its_plan_was_written_is_not_in_the_way(blobs: Path, tmp_path: Path) -> None:
-    """The contrast refuses a network without dropout after the plan was settled."""
+    """The store could not be written, after the plan was settled."""
+    (tmp_path / "store").write_text("a file where a folder should be")
     call: dict[str, Any] = {"unlabelled": str(blobs / "unlabelled"), "output": str(tmp_path / "run")}
     fitted = {**TINY, "pretraining": {**TINY["pretraining"], "batch": 0, "steps": 2}}
-    with pytest.raises(SettingsError, match=r"network\.dropout is 0"):
-        pretrain(**call, **{**fitted, "network": {**TINY["network"], "dropout": 0.0}})
+    with pytest.raises(DiskError, match="store"):
+        pretrain(**call, **fitted, store=str(tmp_path / "store"))
     assert (tmp_path / "run" / "plan.yaml").exists()
     assert Path(pretrain(**call, **fitted)["weights"]).is_file()
 

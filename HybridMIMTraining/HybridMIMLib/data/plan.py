@@ -176,7 +176,8 @@ def make_plan(
     """
     common = fingerprint(found)
     spacing = _triple(settings.spacing or common.target_spacing, float)
-    sizes = np.median([np.multiply(f.shape, f.spacing) / spacing for f in found], axis=0)
+    # Rounded, so that of equal axes the first is the longest on every machine.
+    sizes = np.median([np.multiply(f.shape, f.spacing) / spacing for f in found], axis=0).round(4)
     network = settled(network, spacing)
     stride, token = total_stride(network), token_size(network)
     room = sizes if settings.crop is None else np.minimum(sizes, settings.crop)
