@@ -22,7 +22,7 @@ COMMON = ("--network.size=tiny", "--plan.patch=[8,8,8]", "--plan.region=[16,16,1
 SETS = {
     "hippocampus_mr": ("--pretraining.steps=800",),
     # The default crop of 96 x 64 x 96 would leave time for a few steps only.
-    "headneck_ct": ("--pretraining.steps=700", "--plan.crop=[48,48,48]"),
+    "headneck_ct": ("--pretraining.steps=800", "--plan.crop=[48,48,48]"),
 }
 
 

@@ -35,6 +35,8 @@ from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
 
 MASKED = ("hybridmim", "simmim", "mae")
+MEASURED_AT_THE_END = 16
+"""Batches; of fewer the error of the hidden voxels says more about the crops than about the network."""
 """Objectives that hide patches."""
 
 
@@ -146,7 +148,7 @@ def _finish(
     run: Run, prepared: Prepared, objective: Objective, source: CropSource, folder: Path, events: EventLog
 ) -> dict[str, float]:
     """Measure what was learnt, and write the weights."""
-    measures = _measured(objective, source, 2 * run.pretraining.steps + 1, 4)
+    measures = _measured(objective, source, 2 * run.pretraining.steps + 1, MEASURED_AT_THE_END)
     for sentence in in_words(measures):
         events.message(sentence)
     save_pretrained(folder / WEIGHTS_FILE, objective.backbone, _origin(run, prepared, objective))
