@@ -35,9 +35,9 @@ from HybridMIMLib.runs import carry_out, keep_inputs
 from HybridMIMLib.training import Schedule, TrainingLoop
 
 MASKED = ("hybridmim", "simmim", "mae")
+"""Objectives that hide patches."""
 MEASURED_AT_THE_END = 16
 """Batches; of fewer the error of the hidden voxels says more about the crops than about the network."""
-"""Objectives that hide patches."""
 
 
 def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
