@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,10 @@ from small_runs import UNICODE_NAME, write_blobs
 # The networks of the tests are tiny: threads that wait for each other would cost far more than they compute. Child
 # processes inherit this; a test that wants more threads says so.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# What a machine can do is noted in the workspace, and models are kept there: nothing of the tests is for the user's own.
+os.environ["HYBRIDMIM_WORKSPACE"] = tempfile.mkdtemp(prefix="hybridmim-tests-")
+atexit.register(shutil.rmtree, os.environ["HYBRIDMIM_WORKSPACE"], ignore_errors=True)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from HybridMIMLib.data.grid import Grid
 
@@ -59,7 +58,7 @@ def resampling_matrix(old: int, new: int, sigma: float | None = None) -> npt.NDA
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2) if sigma else np.ones(1)
     kernel /= kernel.sum()
-    lower, share = _neighbours(old, new)
+    lower, share = interpolation(old, new)
     matrix = np.zeros((new, old))
     for neighbour, part in ((lower, 1 - share), (np.minimum(lower + 1, old - 1), share)):
         sources = np.clip(neighbour[:, None] + offsets, 0, old - 1)
@@ -181,31 +180,7 @@ def _counts(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return total
 
 
-def labels_from_scores(scores: torch.Tensor, shape: Shape, slab: int = 16) -> npt.NDArray[np.uint8]:
-    """The class with the highest linearly interpolated score in each voxel of a finer or coarser grid.
-
-    Works a slab of slices at a time, because all classes on a whole fine grid can be many gigabytes.
-
-    Args:
-        scores: (K, d, h, w).
-        shape: of the result.
-        slab: slices at a time.
-
-    Returns:
-        (D, H, W) index of the winning class.
-    """
-    lower, weight = (torch.from_numpy(part) for part in _neighbours(scores.shape[1], shape[0]))
-    labels = np.empty(shape, dtype=np.uint8)
-    for start in range(0, shape[0], slab):
-        rows, share = lower[start : start + slab], weight[start : start + slab].to(scores)
-        above = (rows + 1).clamp(max=scores.shape[1] - 1)
-        mixed = torch.lerp(scores[:, rows], scores[:, above], share[None, :, None, None])
-        flat = F.interpolate(mixed.transpose(0, 1), shape[1:], mode="bilinear", align_corners=False)
-        labels[start : start + slab] = flat.argmax(dim=1).to(torch.uint8).cpu().numpy()
-    return labels
-
-
-def _neighbours(old: int, new: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def interpolation(old: int, new: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """For each of ``new`` cells along an axis: the cell of ``old`` below its centre, and how far it is beyond."""
     centre = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
     lower = centre.astype(np.int64)

@@ -6,8 +6,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -15,7 +13,6 @@ from scipy import ndimage
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.resampling import (
     LOW_PASS_FROM,
-    labels_from_scores,
     resample_image,
     resample_labels,
     resampled_grid,
@@ -297,19 +294,3 @@ def test_a_smooth_image_comes_back_from_another_grid_where_it_was() -> None:
         assert np.corrcoef(back[inner].ravel(), image[inner].ravel())[0, 1] > max(
             np.corrcoef(back[inner].ravel(), np.roll(image, shift, axis)[inner].ravel())[0, 1] for shift in (-1, 1)
         )
-
-
-@given(old=SHAPES, new=SHAPES, slab=st.integers(1, 10))
-@settings(max_examples=60, deadline=None)
-def test_slabs_give_the_labels_of_the_whole(old: tuple[int, int, int], new: tuple[int, int, int], slab: int) -> None:
-    scores = torch.from_numpy(np.random.default_rng(sum(old) + slab).normal(size=(4, *old)).astype(np.float32))
-    whole = F.interpolate(scores[None], new, mode="trilinear", align_corners=False)[0]
-    first, second = whole.topk(2, dim=0).values
-    clear = ((first - second) > 1e-4).numpy()
-    got = labels_from_scores(scores, new, slab)
-    assert got.shape == new and got.dtype == np.uint8
-    assert np.array_equal(got[clear], whole.argmax(0).numpy()[clear]) and clear.mean() > 0.9
-
-
-def test_one_class_is_that_class_everywhere() -> None:
-    assert not labels_from_scores(torch.randn(1, 3, 4, 5), (7, 8, 9)).any()

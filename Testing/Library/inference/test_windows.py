@@ -1,0 +1,103 @@
+"""Windows lie where MONAI's do, cover every voxel, and are left out for air alone."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data.utils import dense_patch_slices
+from monai.inferers.utils import _get_scan_interval
+
+from HybridMIMLib.data.body import BLOCK, Body, find_body
+from HybridMIMLib.inference.windows import Windows, plan_windows, starts_along, step_of
+
+Triple = tuple[int, int, int]
+SHAPES = st.tuples(*[st.integers(1, 30)] * 3)
+SIZES = st.tuples(*[st.integers(1, 20)] * 3)
+OVERLAPS = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.625, 0.75, 0.99])
+
+
+@settings(deadline=None, max_examples=50)
+@given(SHAPES, SIZES, OVERLAPS)
+def test_the_lattice_is_monais(whole: Triple, size: Triple, overlap: float) -> None:
+    size = tuple(max(n, 4) for n in size) if overlap > 0.8 else size  # else there are thousands of windows
+    got = plan_windows(whole, size, step_of(size, overlap), None)
+    padded = tuple(max(n, w) for n, w in zip(whole, size))
+    slices = dense_patch_slices(padded, size, _get_scan_interval(padded, size, 3, (overlap,) * 3))
+    assert got.shape == padded and (got.lower, got.box, got.size) == ((0, 0, 0), whole, size)
+    assert set(got.starts) == {tuple(part.start for part in one) for one in slices}
+    assert len(got.starts) == len(slices) and got.skipped == 0
+
+
+@given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 30))
+def test_every_voxel_is_in_a_window(length: int, window: int, step: int) -> None:
+    length, step = max(length, window), min(step, window)
+    starts = starts_along(length, window, step)
+    assert {voxel for start in starts for voxel in range(start, start + window)} == set(range(length))
+    assert starts == sorted(set(starts))
+
+
+@given(SIZES, OVERLAPS)
+def test_a_step_is_at_least_a_voxel(size: Triple, overlap: float) -> None:
+    assert step_of(size, overlap) == tuple(max(int(n * (1 - overlap)), 1) for n in size)
+    assert step_of((1, 2, 3), 0.9) == (1, 1, 1)
+
+
+def place(windows: Windows, start: Triple) -> list[range]:
+    """The voxels of the scan that a window holds, along each axis; the padding has none."""
+    first = [lower - before + at for lower, before, at in zip(windows.lower, windows.before, start)]
+    return [range(max(at, 0), at + size) for at, size in zip(first, windows.size)]
+
+
+@settings(deadline=None, max_examples=80)
+@given(SHAPES, SIZES, st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.001, 0.01]), st.integers(0, 10**6))
+def test_windows_are_kept_that_hold_a_cell_of_the_body(
+    whole: Triple, size: Triple, overlap: float, share: float, seed: int
+) -> None:
+    size = tuple(max(n, 5) for n in size)
+    image = (np.random.default_rng(seed).random((1, *whole)) < share).astype(np.float32)
+    body = find_body(image, 0.5)
+    got = plan_windows(whole, size, step_of(size, overlap), body)
+    full = plan_windows(got.box, size, step_of(size, overlap), None)
+    cells = {cell for cell in product(*map(range, body.cells.shape)) if body.cells[cell]}
+    expected = {
+        start
+        for start in full.starts
+        if any(cell in cells for cell in product(*({at // BLOCK for at in side} for side in place(got, start))))
+    }
+    assert set(got.starts) == expected and len(got.starts) == len(expected)
+    assert got.skipped == len(full.starts) - len(expected)
+    solid = set(map(tuple, np.argwhere(image[0]).tolist()))
+    seen = {voxel for start in got.starts for voxel in solid if all(v in s for v, s in zip(voxel, place(got, start)))}
+    assert seen == solid
+
+
+@settings(deadline=None, max_examples=80)
+@given(SHAPES, SIZES, st.data())
+def test_a_small_body_box_grows_into_the_scan_before_it_is_padded(
+    whole: Triple, size: Triple, data: st.DataObject
+) -> None:
+    lower = tuple(data.draw(st.integers(0, n - 1)) for n in whole)
+    box = tuple(data.draw(st.integers(1, n - at)) for n, at in zip(whole, lower))
+    got = plan_windows(whole, size, size, Body(lower, box, np.ones([-(-n // BLOCK) for n in whole], dtype=bool)))
+    for axis in range(3):
+        first, last = got.lower[axis], got.lower[axis] + got.box[axis]
+        assert 0 <= first <= lower[axis] and lower[axis] + box[axis] <= last <= whole[axis]
+        assert got.box[axis] == max(box[axis], min(size[axis], whole[axis]))
+        assert got.shape[axis] == max(got.box[axis], size[axis])
+        assert got.shape[axis] == got.box[axis] or got.box[axis] == whole[axis]
+
+
+@given(SHAPES, SIZES, OVERLAPS)
+def test_windows_come_in_the_order_of_an_axis_along_which_the_least_is_kept(
+    whole: Triple, size: Triple, overlap: float
+) -> None:
+    size = tuple(max(n, 4) for n in size) if overlap > 0.8 else size
+    got = plan_windows(whole, size, step_of(size, overlap), None)
+    along = [start[got.axis] for start in got.starts]
+    assert along == sorted(along)
+    kept = [size[axis] * np.prod(got.shape) / got.shape[axis] for axis in range(3)]
+    assert kept[got.axis] == pytest.approx(min(kept))
