@@ -114,19 +114,16 @@ class _Demo:
 
     def _segment(self, model: Path, unseen: Dataset, path: Path) -> dict[str, Any]:
         from HybridMIMLib.evaluation.dice import dice_by_class, dice_by_region, mean_dice
-        from HybridMIMLib.inference.predictor import Predictor
+        from HybridMIMLib.inference.predictor import make_predictor
         from HybridMIMLib.inference.run import segment_cases
         from HybridMIMLib.model_package import load_model
-        from HybridMIMLib.networks.device import choose_device
 
         package, run = load_model(model), self.run_settings
-        predictor = Predictor(
-            package.network, package.plan, package.classes, run.inference, choose_device(run.device)
-        )
+        predictor = make_predictor(package, run.inference, run.device, self.events.message)
         regions = _regions_of(unseen, package.classes)
         names = [region.name for region in regions]
         rows, files = {}, {}
-        for one in segment_cases(unseen.cases, predictor, path / "labels", self.events):
+        for one in segment_cases(unseen.cases, predictor, path, self.events):
             assert one.reference is not None
             annotated = unseen.annotated_in(one.case, np.unique(one.reference))
             classes = dice_by_class(one.labels, one.reference, package.classes, annotated)

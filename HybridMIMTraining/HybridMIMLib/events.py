@@ -6,7 +6,7 @@ The terminal's bar and the panels read nothing else. Fields of an event, each on
 time           seconds since 1970
 kind           ``phase`` (one begins), ``progress``, ``message``, ``end``
 phase          prepare, pretrain, finetune, segment …
-step, steps    how far, of how many
+step, steps    how far, of how many; half way through the second of three long steps is 1.5 of 3
 seconds_left   until the end of this phase, estimated
 losses         name → value
 metrics        name → value
@@ -80,14 +80,17 @@ class Phase:
         self._began, self._last = time.monotonic(), 0.0
         log.write("phase", phase=name, step=done, steps=steps)
 
-    def due(self, step: int) -> bool:
+    def due(self, step: float) -> bool:
         """Whether a progress event would be written now; ask before reading losses back from a device."""
         return step >= self.steps or time.monotonic() - self._last >= self.SECONDS_BETWEEN
 
     def progress(
-        self, step: int, losses: Mapping[str, float] | None = None, metrics: Mapping[str, float] | None = None
+        self, step: float, losses: Mapping[str, float] | None = None, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Report that ``step`` steps are done. Events with metrics are always written, others when due."""
+        """Report that ``step`` steps are done, which need not be a whole number where a step takes long.
+
+        Events with metrics are always written, others when due.
+        """
         if metrics is None and not self.due(step):
             return
         self._last = time.monotonic()

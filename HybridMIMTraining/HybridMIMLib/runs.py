@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -64,7 +64,7 @@ _QUERY, _STILL_ACTIVE = 0x1000, 259
 _INPUTS = ("split.json", "scans.json")
 _MADE_NOTHING = {
     *("run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "log.txt", "plan.json", "plan.yaml"),
-    *("batch.json", "store"),
+    *("batch.json", "precision.json", "store"),
     *_INPUTS,
 }
 """What a run folder holds before there is anything to continue from; the store fits by itself or is made anew."""
@@ -78,13 +78,20 @@ class RunFolder:
         events: the log to report to.
     """
 
-    def __init__(self, path: Path, command: str, settings: Run) -> None:
+    def __init__(self, path: Path, command: str, settings: Run, may_differ: Collection[str] = ()) -> None:
         self.path, self.command, self.settings = path, command, settings
+        self._may_differ = may_differ
         self.events = EventLog(path / "events.jsonl")
 
     @classmethod
-    def open(cls, command: str, settings: Run) -> RunFolder:
+    def open(cls, command: str, settings: Run, may_differ: Collection[str] = ()) -> RunFolder:
         """The folder of ``settings.output`` (or a new one in the workspace), made or found to fit.
+
+        Args:
+            command: its name.
+            settings: of the run.
+            may_differ: sections whose settings may be others than those of an earlier call in the folder, because
+                the command computes anew what follows from them; the folder takes on the new ones.
 
         Raises:
             SettingsError: the command was started in several processes and works in one.
@@ -93,10 +100,13 @@ class RunFolder:
         """
         distributed.check_command(command)
         path = user_path(settings.output) if settings.output else new_path(command)
-        folder = cls(path, command, settings)
+        folder = cls(path, command, settings, may_differ)
         make_folder(path)
         folder._check_what_is_there()
-        if not (path / "run.yaml").exists():
+        known = (path / "run.yaml").exists()
+        if known and may_differ:
+            save_settings(path / "run.yaml", settings)
+        if not known:
             write_json(path / "about.json", describe_run(command))
             save_settings(path / "run.yaml", settings)
         return folder
@@ -170,7 +180,11 @@ class RunFolder:
         earlier = command_of(self.path) or self.command
         changed = [f"the command ({earlier})"] if earlier != self.command else []
         there, here = to_dict(load_settings(self.path / "run.yaml")), to_dict(self.settings)
-        changed += [name for name in differences(there, here) if name not in _MAY_DIFFER]
+        changed += [
+            name
+            for name in differences(there, here)
+            if name not in _MAY_DIFFER and name.partition(".")[0] not in self._may_differ
+        ]
         if changed:
             raise RunError(
                 f"{self.path}: holds a run with other settings: {', '.join(changed)}",
@@ -270,7 +284,7 @@ def living_owner(path: Path) -> int | None:
         number = int(number_text)
     except (OSError, ValueError):
         return None
-    if not (0 < number < 2**31 and _is_alive(number)):
+    if not (0 < number < 2**31 and is_alive(number)):
         return None
     begins = _start_of(number)
     if began and begins:
@@ -370,7 +384,8 @@ def _start_by_ps(number: int) -> str:
     return " ".join(told.stdout.split())
 
 
-def _is_alive(number: int) -> bool:
+def is_alive(number: int) -> bool:
+    """Whether there is a process of this number that has not ended."""
     if os.name == "nt":
         return _is_alive_on_windows(number)
     try:

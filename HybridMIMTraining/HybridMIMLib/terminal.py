@@ -75,7 +75,7 @@ class TerminalBar:
                 self._stream.write("\n")
                 self._drawn = False
         else:
-            tenth = 10 * event["step"] // max(event["steps"], 1)
+            tenth = int(10 * event["step"] // max(event["steps"], 1))
             if tenth == self._tenth and "metrics" not in event:
                 return
             self._tenth = tenth
@@ -89,9 +89,9 @@ class TerminalBar:
 
 def describe_progress(event: Event) -> str:
     """One line for an event: phase, bar, step, time left, losses or metrics."""
-    step, steps = int(event["step"]), max(int(event["steps"]), 1)
-    filled = _BAR * step // steps
-    parts = [f"{event['phase']:<14} [{'#' * filled}{'.' * (_BAR - filled)}] {step}/{steps}"]
+    step, steps = event["step"], max(int(event["steps"]), 1)
+    filled = int(_BAR * step // steps)
+    parts = [f"{event['phase']:<14} [{'#' * filled}{'.' * (_BAR - filled)}] {int(step)}/{steps}"]
     if "seconds_left" in event and step < steps:
         parts.append(f"{duration(event['seconds_left'])} left")
     numbers = {**event.get("losses", {}), **event.get("metrics", {})}

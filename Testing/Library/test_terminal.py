@@ -31,6 +31,21 @@ def test_progress_in_words() -> None:
     assert line == f"pretrain       [{'#' * 12}{'.' * 12}] 5/10  1:15 left  a 0.500"
 
 
+def test_the_bar_moves_within_a_long_step() -> None:
+    line = describe_progress({"phase": "segment", "step": 1.5, "steps": 2, "seconds_left": 5})
+    assert line == f"segment        [{'#' * 18}{'.' * 6}] 1/2  0:05 left"
+
+
+def test_log_gets_each_tenth_of_a_long_step_once(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    log = EventLog(tmp_path / "events.jsonl")
+    with TerminalBar(tmp_path / "events.jsonl", stream):
+        for step in (0, 0.06, 0.12, 0.15, 0.95, 1):
+            log.write("progress", phase="segment", step=step, steps=1)
+    filled = [line.count("#") for line in stream.getvalue().splitlines()]
+    assert filled == [0, 2, 22, 24]
+
+
 def test_no_division_by_zero_without_steps() -> None:
     assert "0/1" in describe_progress({"phase": "x", "step": 0, "steps": 0})
 

@@ -13,12 +13,12 @@ from HybridMIMLib.data.itk_headers import TextHeader, check_voxels_are_there, ge
 from HybridMIMLib.data.volume import (
     LPS_TO_RAS,
     MOST_CHANNELS,
+    NO_STEP,
     Content,
     Volume,
     attempt,
     check_pixel_type,
     colours,
-    single_slice,
     vectors,
 )
 from HybridMIMLib.errors import ScanError
@@ -30,7 +30,7 @@ def read_itk(path: Path, content: Content | None = None) -> Volume:
     """Read a file; its bytes, and those of a file that its voxels lie in, go to ``content``.
 
     Raises:
-        ScanError: the file is truncated, damaged, of another format, holds colours, complex numbers or 2D.
+        ScanError: the file is truncated, damaged, of another format, or holds colours or complex numbers.
     """
     if content is not None:
         # First, so that SimpleITK finds the bytes in the memory of the system: it cannot be handed them.
@@ -43,11 +43,14 @@ def read_itk(path: Path, content: Content | None = None) -> Volume:
         check_pixel_type(path, np.dtype(np.complex64))
     components = image.GetNumberOfComponentsPerPixel()
     _check_components(path, components, image.GetPixelIDTypeAsString(), header)
+    is_stack, warnings = components > MOST_CHANNELS or _is_stack(image), _warnings(path, image, header)
     if image.GetDimension() == 2:
-        raise single_slice(path, image.GetSize())
-    array = SimpleITK.GetArrayFromImage(image)
-    stacked = components > MOST_CHANNELS or _is_stack(image) or (image.GetDimension() > 3 and image.GetSize()[3] > 1)
-    return Volume(_channels_first(array, image), _affine(image), stacked, _warnings(path, image, header))
+        # A volume of one slice, 1 mm thick.
+        image = SimpleITK.JoinSeries(image)
+    array = _channels_first(SimpleITK.GetArrayFromImage(image), image)
+    channels = 1 if is_stack else components
+    step = (image.GetSpacing()[3], NO_STEP[1]) if image.GetDimension() > 3 else NO_STEP
+    return Volume(array, _affine(image), len(array) > channels, warnings, channels=channels, step=step)
 
 
 def save_itk(path: Path, array: Array, grid: Grid) -> None:

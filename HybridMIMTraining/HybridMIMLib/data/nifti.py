@@ -17,8 +17,10 @@ from HybridMIMLib.data.grid import Array, Grid
 from HybridMIMLib.data.volume import (
     GRID_TOLERANCE,
     MOST_CHANNELS,
+    NO_STEP,
     SPLIT,
     Content,
+    Step,
     Volume,
     attempt,
     check_pixel_type,
@@ -49,15 +51,18 @@ def read_nifti(path: Path, content: Content | None = None) -> Volume:
     array = attempt(path, lambda: np.asanyarray(image.dataobj))
     if array.ndim > 4 and array.shape[4] > 1 and int(image.header["intent_code"]) in _VECTOR_INTENTS:
         raise vectors(path)
-    channels, stacked = _channels_first(path, array)
+    stack, volumes, channels = _channels_first(path, array)
     affine = np.asarray(image.affine, dtype=np.float64)
-    return Volume(channels, affine, stacked, _warnings(image), _modality(image))
+    about = _warnings(image), _modality(image)
+    return Volume(stack, affine, volumes > 1, *about, channels=channels, step=_step(image))
 
 
-def save_nifti(path: Path, array: Array, grid: Grid) -> None:
-    """Write (D, H, W) with sform and qform; a shear is in the sform alone."""
-    image = nibabel.Nifti1Image(array, grid.affine)
-    image.header.set_xyzt_units("mm")
+def save_nifti(path: Path, array: Array, grid: Grid, step: Step = NO_STEP) -> None:
+    """Write (D, H, W), or (T, D, H, W) as 4D, with sform and qform; a shear is in the sform alone."""
+    image = nibabel.Nifti1Image(array if array.ndim == 3 else np.moveaxis(array, 0, -1), grid.affine)
+    image.header.set_xyzt_units("mm", step[1])
+    if array.ndim == 4:
+        image.header["pixdim"][4] = step[0]
     image.set_qform(grid.affine, code=1, strip_shears=True)
     image.set_sform(grid.affine, code=1)
     nibabel.save(image, path)
@@ -74,14 +79,24 @@ def _image(path: Path, content: Content | None) -> Any:
     return kind.from_bytes(unpacked)
 
 
-def _channels_first(path: Path, array: Array) -> tuple[Array, bool]:
-    """(C, D, H, W) and whether C counts volumes; NIfTI's axes are i, j, k, time, components."""
+def _channels_first(path: Path, array: Array) -> tuple[Array, int, int]:
+    """(T·C, D, H, W), and T volumes of C channels; NIfTI's axes are i, j, k, time, components."""
     shape = array.shape + (1,) * (5 - array.ndim)
     if array.ndim < 2 or math.prod(shape[5:]) != 1:
         raise ScanError(f"{path}: an array of {array.ndim} dimensions is no 3D image", cure=SPLIT)
     times, components = shape[3:5]
-    stack = array.reshape(*shape[:3], times * components, order="F")
-    return np.moveaxis(stack, -1, 0), times > 1 or components > MOST_CHANNELS
+    stack = array.reshape(shape[:5]).transpose(3, 4, 0, 1, 2).reshape(times * components, *shape[:3])
+    if components > MOST_CHANNELS:
+        times, components = times * components, 1
+    return stack, times, components
+
+
+def _step(image: Any) -> Step:
+    """Between the volumes of a 4D file."""
+    if len(image.shape) < 4 or image.shape[3] < 2:
+        return NO_STEP
+    size = float(image.header.get_zooms()[3])
+    return (size, image.header.get_xyzt_units()[1]) if math.isfinite(size) else NO_STEP
 
 
 def _modality(image: Any) -> str:

@@ -6,6 +6,7 @@ Each format has a reader (:mod:`~HybridMIMLib.data.nifti`, :mod:`~HybridMIMLib.d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +21,24 @@ from HybridMIMLib.data.names import SUFFIXES, has_scan_suffix, natural_key
 from HybridMIMLib.data.nifti import is_nifti, read_nifti, save_nifti
 from HybridMIMLib.data.volume import (
     GRID_TOLERANCE,
+    NO_STEP,
     SPLIT,
     Content,
+    Step,
     Volume,
     check_file,
     largest_shear,
     mm,
     single_slice,
     times,
+    with_thickness,
 )
 from HybridMIMLib.errors import LabelError, ScanError
 from HybridMIMLib.files import atomic_path
 
 __all__ = [
-    "SUFFIXES", "LabelMap", "Scan", "files_of", "find_scans", "natural_key", "read_label_map",
-    "read_scan", "scan_name", "write_label_map", "write_nifti",
+    "SUFFIXES", "LabelMap", "Scan", "ScanItems", "files_of", "find_scans", "natural_key", "read_items",
+    "read_label_map", "read_scan", "scan_name", "write_image", "write_label_map", "write_nifti",
 ]  # fmt: skip
 
 _WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
@@ -85,6 +89,65 @@ class LabelMap:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class ScanItems:
+    """What there is to segment in a file: one volume, or several on one grid (4D), each by itself.
+
+    Iterating gives the volumes, (C, D, H, W) and of the types that :class:`Scan` has, one after the other.
+
+    Attributes:
+        path: the file.
+        arrays: (T, C, D, H, W) T volumes, of any type; all finite.
+        grid: of every volume.
+        is_4d: whether what is made of it has to have a time axis too.
+        step: from one volume to the next.
+        warnings: as in :class:`Scan`.
+    """
+
+    path: Path
+    arrays: Array
+    grid: Grid
+    is_4d: bool = False
+    step: Step = NO_STEP
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (_with_plain_type(array) for array in self.arrays)
+
+
+def read_items(path: Path, channels: int) -> ScanItems:
+    """Read what a model can segment: what :func:`read_scan` takes, and of NIfTI, NRRD and MetaImage 4D and slices.
+
+    In a 4D file each volume is an item. Formats do not tell time from channels: where the volumes have one channel,
+    and the model takes as many channels as there are volumes, they are its channels. A single slice is as thick as
+    its header says, or 1 mm.
+
+    Args:
+        path: the file, or any file of a DICOM series.
+        channels: that the model takes.
+
+    Raises:
+        ScanError: as :func:`read_scan`; the volumes of a 4D file have another number of channels than the model.
+    """
+    volume = _read_volume(path, None)
+    grid = _grid_of(path, volume, may_be_flat=True)
+    number = len(volume.array) // volume.channels if volume.stacked else 1
+    is_4d = volume.stacked and not (volume.channels == 1 and number == channels)
+    if is_4d and volume.channels != channels:
+        raise ScanError(
+            f"{path}: holds {number} volumes (4D) of {volume.channels} channel(s), and the model takes {channels}",
+            cure="Save the channels of each volume as 4D files of their own, or choose another model.",
+        )
+    arrays = volume.array.reshape(number if is_4d else 1, -1, *grid.shape)
+    for index, array in enumerate(arrays, 1):
+        _check_voxels(f"{path}: volume {index} of {number}" if is_4d else str(path), _with_plain_type(array))
+    warnings = (*volume.warnings, *_grid_warnings(grid))
+    return ScanItems(path, arrays, grid, is_4d, volume.step, warnings)
+
+
 def read_scan(path: Path, content: Content | None = None) -> Scan:
     """Read one image and verify that it can be trained on.
 
@@ -102,10 +165,10 @@ def read_scan(path: Path, content: Content | None = None) -> Scan:
     """
     volume = _read_volume(path, content)
     if volume.stacked:
-        raise ScanError(f"{path}: holds {len(volume.array)} volumes (4D)", cure=SPLIT)
+        raise ScanError(f"{path}: holds {len(volume.array) // volume.channels} volumes (4D)", cure=SPLIT)
     grid = _grid_of(path, volume)
     array = _with_plain_type(volume.array)
-    _check_voxels(path, array)
+    _check_voxels(str(path), array)
     warnings = (*volume.warnings, *_grid_warnings(grid))
     return Scan(path, array, grid, warnings, volume.modality, volume.patient)
 
@@ -143,13 +206,14 @@ def read_label_map(
     return LabelMap(path, labels, grid, volume.warnings)
 
 
-def write_label_map(path: Path, labels: Array, grid: Grid) -> None:
+def write_label_map(path: Path, labels: Array, grid: Grid, step: Step = NO_STEP) -> None:
     """Write a label map atomically, as uint8, or uint16 where a label is above 255.
 
     Args:
         path: ends with .nii.gz, .nii, .nrrd or .mha; NIfTI gets sform and qform, a shear is in sform alone.
-        labels: (D, H, W), integers from 0.
+        labels: (D, H, W), integers from 0; (T, D, H, W) as NIfTI alone, which becomes 4D.
         grid: the grid of the labels.
+        step: between the volumes of 4D.
 
     Raises:
         LabelError: another suffix.
@@ -161,12 +225,23 @@ def write_label_map(path: Path, labels: Array, grid: Grid) -> None:
             f"{path}: label maps are not written in this format",
             cure=f"Choose one of {', '.join(_WRITABLE)}.",
         )
-    compact = _compact_labels(labels)
-    if labels.shape != grid.shape:
-        raise ValueError(f"labels of shape {labels.shape} do not lie on a grid of shape {grid.shape}")
-    write = save_nifti if is_nifti(path) else save_itk
+    write_image(path, _compact_labels(labels), grid, step)
+
+
+def write_image(path: Path, array: Array, grid: Grid, step: Step = NO_STEP) -> None:
+    """Write numbers of any integer or float type atomically; arguments as for :func:`write_label_map`.
+
+    Raises:
+        DiskError: the file could not be written; nothing is left behind.
+        ValueError: the array has another shape than the grid, or is 4D and the path is not that of a NIfTI.
+    """
+    if array.shape[-3:] != grid.shape or array.ndim > 3 + is_nifti(path):
+        raise ValueError(f"voxels or labels of shape {array.shape} do not lie on a grid of shape {grid.shape}")
     with atomic_path(path) as temporary:
-        write(temporary, compact, grid)
+        if is_nifti(path):
+            save_nifti(temporary, array, grid, step)
+        else:
+            save_itk(temporary, array, grid)
 
 
 def write_nifti(path: Path, array: Array, grid: Grid) -> None:
@@ -198,12 +273,14 @@ def _read_volume(path: Path, content: Content | None) -> Volume:
 # --- verifying ----------------------------------------------------------------------------------------------
 
 
-def _grid_of(path: Path, volume: Volume) -> Grid:
-    depth, height, width = volume.array.shape[1:]
-    if min(depth, height, width) < 2:
+def _grid_of(path: Path, volume: Volume, may_be_flat: bool = False) -> Grid:
+    depth, height, width = shape = volume.array.shape[1:]
+    flat = [axis for axis in range(3) if shape[axis] < 2]
+    if len(flat) > may_be_flat:
         raise single_slice(path, (depth, height, width))
+    affine = with_thickness(volume.affine, flat[0]) if flat else volume.affine
     try:
-        return Grid((depth, height, width), volume.affine)
+        return Grid((depth, height, width), affine)
     except ScanError as error:
         raise ScanError(f"{path}: {error.message}", cure=error.cure) from error
 
@@ -215,16 +292,16 @@ def _with_plain_type(array: Array) -> Array:
         return np.ascontiguousarray(array, dtype=dtype)
 
 
-def _check_voxels(path: Path, array: Array) -> None:
+def _check_voxels(what: str, array: Array) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())
         raise ScanError(
-            f"{path}: {count} of {array.size} voxels are NaN or infinite",
+            f"{what}: {count} of {array.size} voxels are NaN or infinite",
             cure="Replace them, for example by the value of air, or remove the scan.",
         )
     if array.min() == array.max():
         raise ScanError(
-            f"{path}: every voxel is {array.flat[0]}: the image is constant",
+            f"{what}: every voxel is {array.flat[0]}: the image is constant",
             cure="Export the scan again, or remove it from the folder.",
         )
 
@@ -239,7 +316,9 @@ def _grid_warnings(grid: Grid) -> tuple[str, ...]:
     smallest, largest = min(grid.spacing), max(grid.spacing)
     if smallest < _USUAL_SPACING[0] or largest > _USUAL_SPACING[1]:
         warnings.append(f"its voxels of {mm(grid.spacing)} are hardly true; is the unit mm?")
-    if min(grid.shape) < _FEW_VOXELS:
+    if min(grid.shape) == 1:
+        warnings.append("a single slice, in which nothing is seen of what lies above and below")
+    elif min(grid.shape) < _FEW_VOXELS:
         warnings.append(f"only {min(grid.shape)} voxels along its shortest axis (voxels of {mm(grid.spacing)})")
     return tuple(warnings)
 

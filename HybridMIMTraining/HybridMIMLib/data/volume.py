@@ -18,17 +18,22 @@ from HybridMIMLib.errors import ScanError
 
 AGAIN = "Copy or download the file again, or remove it from the folder."
 SPLIT = (
-    "4D is not supported yet: split it into 3D files, for example with nibabel.four_to_three or Slicer's "
+    "Only segment takes 4D: split it into 3D files, for example with nibabel.four_to_three or Slicer's "
     "Sequences module, and keep those that you need."
 )
 GRID_TOLERANCE = 0.05
 """How far, in voxels, two grids may lie apart and still be one; see :meth:`Grid.same_as`."""
 MOST_CHANNELS = 4
 """More numbers in a voxel are taken for volumes: diffusion or time, which formats do not tell from channels."""
+Step = tuple[float, str]
+"""How far it is from one volume to the next, and in what, as NIfTI calls it: ``sec``, ``msec`` …, ``unknown``."""
+NO_STEP: Step = (1.0, "unknown")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _BLOCK = 1 << 20
 _RIGHT_ANGLE_TOLERANCE = 1e-3
+_FLAT = 1e-3
+"""Cosine of the angle between the thickness of a slice and its normal; less is no thickness."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +43,13 @@ class Volume:
     Attributes:
         array: (C, D, H, W), of any type.
         affine: (4, 4), voxel to RAS in mm; not verified.
-        stacked: the first axis of the array counts volumes (time points, layers), not channels.
+        stacked: the first axis of the array counts volumes (time points, layers), not channels; where each has
+            several ``channels``, those of the first volume come first.
         warnings: what is odd about the file though it can be read.
         modality: ``"CT"``, ``"MR"``, or ``""`` where the header does not say.
         patient: as the header names the patient; ``""`` where it does not.
+        channels: of each volume of a stack.
+        step: from one volume of a stack to the next.
     """
 
     array: Array
@@ -50,6 +58,8 @@ class Volume:
     warnings: tuple[str, ...] = ()
     modality: str = ""
     patient: str = ""
+    channels: int = 1
+    step: Step = NO_STEP
 
 
 class Content:
@@ -156,7 +166,7 @@ def single_slice(path: Path, shape: tuple[int, ...]) -> ScanError:
     """The error of an image that is no volume."""
     return ScanError(
         f"{path}: a single slice ({times(shape)} voxels), not a volume",
-        cure="Join the slices of the scan to one 3D file, or remove it from the folder.",
+        cure="Only segment takes one: join the slices of the scan to one 3D file, or remove it from the folder.",
     )
 
 
@@ -166,6 +176,20 @@ def largest_shear(affine: Affine) -> float:
         unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosine = np.abs(unit.T @ unit - np.eye(3)).max()
     return float(np.degrees(np.arcsin(min(cosine, 1.0)))) if cosine > _RIGHT_ANGLE_TOLERANCE else 0.0
+
+
+def with_thickness(affine: Affine, axis: int) -> Affine:
+    """The affine of a single slice; where its header gives no thickness along ``axis``, it is 1 mm."""
+    linear = affine[:3, :3]
+    with np.errstate(all="ignore"):
+        unit = linear / np.linalg.norm(linear, axis=0)
+        normal = np.cross(unit[:, axis - 2], unit[:, axis - 1])
+        normal /= np.linalg.norm(normal)
+        if abs(float(normal @ unit[:, axis])) > _FLAT or not np.isfinite(normal).all():
+            return affine
+    repaired = affine.copy()
+    repaired[:3, axis] = normal
+    return repaired
 
 
 def mm(sizes: Any) -> str:

@@ -14,6 +14,7 @@ PHASES = {
     "pretrain": "Pre-training",
     "finetune": "Fine-tuning",
     "segment": "Segmenting",
+    "rank": "Ranking scans",
 }
 
 
@@ -34,6 +35,8 @@ class RunProgress:
     Attributes:
         phase: check scans, prepare scans, pretrain, finetune, segment …; empty before the first.
         step, steps: how far, of how many, in this phase.
+        share: of the step that is at work, what is done of it; 0 where steps are too short to tell.
+        in_parts: whether this phase tells of shares of its steps.
         seconds_left: until the end of the phase, or None while unknown.
         values: losses ("loss: dice") and metrics ("validation Liver") of this phase, by name.
         lines: messages, in their order; warnings begin with "warning: ".
@@ -46,6 +49,8 @@ class RunProgress:
     phase: str = ""
     step: int = 0
     steps: int = 0
+    share: float = 0.0
+    in_parts: bool = False
     seconds_left: float | None = None
     values: dict[str, Value] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -73,10 +78,10 @@ class RunProgress:
     @property
     def fraction(self) -> float | None:
         """Share of this phase that is done, or None while nobody can say."""
-        if self.steps < 2:
-            # One single step is either not done or over: a bar would stand still in between.
+        if self.steps < 2 and not self.in_parts:
+            # One single step of which nobody tells more is either not done or over: a bar would stand still.
             return None
-        return min(max(self.step / self.steps, 0.0), 1.0)
+        return min(max((self.step + self.share) / max(self.steps, 1), 0.0), 1.0)
 
     def describe(self) -> str:
         """One line: phase, step, time left."""
@@ -94,9 +99,11 @@ class RunProgress:
         if not isinstance(phase, str) or step is None or steps is None:
             return
         if phase != self.phase:
-            self.values = {}
+            self.values, self.in_parts = {}, False
         # A run that is continued begins its phases anew and has not ended yet.
         self.phase, self.step, self.steps, self.outcome = phase, int(step), int(steps), ""
+        self.share = step - int(step)
+        self.in_parts = self.in_parts or self.share > 0
         self.seconds_left = _number(event.get("seconds_left"))
         # A loss may be called dice, and a score too; one should fall, the other rise.
         for kind, prefix in (("losses", "loss: "), ("metrics", "")):

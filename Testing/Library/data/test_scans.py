@@ -16,9 +16,11 @@ from HybridMIMLib.data.itk_headers import check_voxels_are_there, read_text_head
 from HybridMIMLib.data.scans import (
     files_of,
     find_scans,
+    read_items,
     read_label_map,
     read_scan,
     scan_name,
+    write_image,
     write_label_map,
     write_nifti,
 )
@@ -224,6 +226,119 @@ def test_sequence_of_slicer_is_4d(tmp_path: Path) -> None:
     path = save_itk(tmp_path / "a.nrrd", voxels("int16", (*SHAPE, 5)), vector=True)
     path.write_bytes(path.read_bytes().replace(b"kinds: vector", b"kinds: list"))
     refused(path, "5 volumes (4D)")
+
+
+def save_in_time(path: Path, array: np.ndarray, step: float, unit: str = "unknown") -> Path:
+    """(D, H, W, T), or (D, H, W, T, C) as NIfTI, with a step in time."""
+    if ".nii" in path.name:
+        image = nibabel.Nifti1Image(array, OBLIQUE)
+        image.header.set_xyzt_units("mm", unit)
+        image.header["pixdim"][4] = step
+        nibabel.save(image, path)
+    else:
+        image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.T), isVector=False)
+        image.SetSpacing((1.0, 1.0, 1.0, step))
+        SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_volumes_of_4d_are_read_one_after_the_other_for_a_model_of_one_channel(tmp_path: Path, suffix: str) -> None:
+    array = voxels(shape=(*SHAPE, 3))
+    items = read_items(save_in_time(tmp_path / f"a{suffix}", array, 2.5, "sec"), channels=1)
+    assert items.is_4d and len(items) == 3 and items.grid.shape == SHAPE
+    assert items.step == (2.5, "sec" if ".nii" in suffix else "unknown")
+    for number, one in enumerate(items):
+        assert one.shape == (1, *SHAPE) and np.array_equal(one[0], array[..., number])
+
+
+def test_as_many_volumes_as_the_model_has_channels_are_its_channels(tmp_path: Path) -> None:
+    array = voxels(shape=(*SHAPE, 3))
+    items = read_items(save_nifti(tmp_path / "a.nii.gz", array), channels=3)
+    assert not items.is_4d and [one.shape for one in items] == [(3, *SHAPE)]
+    assert np.array_equal(next(iter(items)), np.moveaxis(array, -1, 0))
+    with pytest.raises(ScanError, match=r"3 volumes \(4D\) of 1 channel.*takes 2"):
+        read_items(tmp_path / "a.nii.gz", channels=2)
+
+
+def test_volumes_of_several_channels_keep_them_together(tmp_path: Path) -> None:
+    array = voxels(shape=(*SHAPE, 4, 2))
+    path = save_in_time(tmp_path / "a.nii", array, 1.0)
+    items = read_items(path, channels=2)
+    assert items.is_4d and len(items) == 4
+    for number, one in enumerate(items):
+        assert np.array_equal(one, np.moveaxis(array[..., number, :], -1, 0))
+    refused(path, "4 volumes (4D)")
+    for channels in (1, 4):
+        with pytest.raises(ScanError, match=r"4 volumes \(4D\) of 2 channel"):
+            read_items(path, channels)
+
+
+def test_a_volume_of_4d_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    array = voxels("float32", (*SHAPE, 3))
+    array[..., 1] = 5
+    with pytest.raises(ScanError, match="volume 2 of 3: every voxel is 5"):
+        read_items(save_nifti(tmp_path / "a.nii.gz", array), channels=1)
+    array[0, 0, 0, 2] = np.nan
+    array[0, 0, 0, 1] = 6
+    with pytest.raises(ScanError, match="volume 3 of 3: 1 of 990 voxels are NaN"):
+        read_items(save_nifti(tmp_path / "a.nii.gz", array), channels=1)
+
+
+def test_a_sequence_of_slicer_is_read_volume_by_volume(tmp_path: Path) -> None:
+    array = voxels("int16", (*SHAPE, 3))
+    path = save_itk(tmp_path / "a.nrrd", array, vector=True)
+    assert not read_items(path, channels=3).is_4d
+    path.write_bytes(path.read_bytes().replace(b"kinds: vector", b"kinds: list"))
+    items = read_items(path, channels=1)
+    assert items.is_4d and [np.array_equal(one[0], array[..., n]) for n, one in enumerate(items)] == [True] * 3
+
+
+def test_what_is_3d_is_read_as_for_training(tmp_path: Path) -> None:
+    path = save_itk(tmp_path / "a.nrrd", voxels())
+    scan, items = read_scan(path), read_items(path, channels=1)
+    assert not items.is_4d and len(items) == 1 and items.grid.same_as(scan.grid, 0)
+    assert np.array_equal(next(iter(items)), scan.array)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 8), (9, 1, 8), (9, 8, 1), (9, 8)])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_a_single_slice_is_read_to_be_segmented(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
+    array = voxels(shape=shape)
+    items = read_items((save_nifti if ".nii" in suffix else save_itk)(tmp_path / f"a{suffix}", array), channels=1)
+    whole = array.reshape(shape if len(shape) == 3 else (*shape, 1))
+    assert not items.is_4d and items.grid.shape == whole.shape and np.array_equal(next(iter(items))[0], whole)
+    assert any("single slice" in text for text in items.warnings)
+    if len(shape) == 3:
+        assert np.allclose(items.grid.affine, OBLIQUE, atol=1e-5)
+    elif suffix != ".nii.gz":
+        assert items.grid.spacing[2] == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_without_thickness_is_1_mm_thick_and_stands_on_its_plane(tmp_path: Path, axis: int) -> None:
+    affine = OBLIQUE.copy()
+    affine[:3, axis] = 0
+    image = nibabel.Nifti1Image(voxels(shape=tuple(1 if n == axis else 9 for n in range(3))), None)
+    image.header["sform_code"] = 1
+    image.header["srow_x"], image.header["srow_y"], image.header["srow_z"] = affine[:3]
+    image.header["pixdim"][1:4] = 1
+    path = tmp_path / "a.nii"
+    content = bytearray(image.header.binaryblock + bytes(4) + image.get_fdata().astype("<i2").tobytes("F"))
+    content[70:74] = np.array([4, 16], "<i2").tobytes()
+    content[108:112], content[344:348] = np.float32(352).tobytes(), b"n+1\0"
+    path.write_bytes(content)
+    linear = read_items(path, channels=1).grid.affine[:3, :3]
+    others = [n for n in range(3) if n != axis]
+    assert np.allclose(linear[:, others], OBLIQUE[:3, others], atol=1e-5)
+    assert np.isclose(np.linalg.norm(linear[:, axis]), 1) and np.allclose(
+        linear[:, axis] @ linear[:, others], 0, atol=1e-6
+    )
+
+
+def test_a_line_of_voxels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="9 x 1 x 1"):
+        read_items(save_nifti(tmp_path / "a.nii", voxels(shape=(9, 1, 1))), channels=1)
 
 
 # --- scans that cannot be used ------------------------------------------------------------------------------
@@ -538,6 +653,28 @@ def test_same_labels_same_bytes(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         write_label_map(tmp_path / name, labels(), Grid(SHAPE, OBLIQUE))
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_4d_returns_as_written_with_its_step(tmp_path: Path) -> None:
+    labels = voxels("uint8", (4, *SHAPE))
+    grid = Grid(SHAPE, SHEARED)
+    write_label_map(tmp_path / "a.nii.gz", labels, grid, (0.75, "msec"))
+    image = nibabel.load(tmp_path / "a.nii.gz")
+    assert np.array_equal(np.asanyarray(image.dataobj), np.moveaxis(labels, 0, -1))
+    assert image.header.get_zooms()[3] == 0.75 and image.header.get_xyzt_units() == ("mm", "msec")
+    items = read_items(tmp_path / "a.nii.gz", channels=1)
+    assert items.grid.same_as(grid, 1e-3) and items.step == (0.75, "msec")
+    for path in (tmp_path / "a.nrrd", tmp_path / "b.nii.gz"):
+        with pytest.raises(ValueError, match="do not lie on a grid"):
+            write_label_map(path, labels if path.suffix == ".nrrd" else labels[:, :-1], grid)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_numbers_return_as_written(tmp_path: Path, suffix: str) -> None:
+    numbers = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+    write_image(tmp_path / f"a{suffix}", numbers, Grid(SHAPE, SHEARED))
+    scan = read_scan(tmp_path / f"a{suffix}")
+    assert np.array_equal(scan.array[0], numbers) and np.allclose(scan.grid.affine, SHEARED, atol=1e-5)
 
 
 def test_images_return_as_written(tmp_path: Path) -> None:

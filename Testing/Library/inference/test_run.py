@@ -5,25 +5,35 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from small_runs import write_blobs
+from scipy import ndimage
+from small_runs import KeptLog, save_threshold_model, write_blobs
 
 from HybridMIMLib import segment
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.layouts import Case
+from HybridMIMLib.data.model_store import add
+from HybridMIMLib.data.package_files import pack
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.data.scans import read_label_map, read_scan, write_nifti
-from HybridMIMLib.errors import DataError, ModelError
-from HybridMIMLib.events import EventReader
-from HybridMIMLib.inference.run import label_path
+from HybridMIMLib.data.scans import read_label_map, read_scan, write_image, write_nifti
+from HybridMIMLib.errors import DataError, ModelError, RunError, SettingsError
+from HybridMIMLib.events import EventLog, EventReader
+from HybridMIMLib.inference.cleaning import clean
+from HybridMIMLib.inference.predictor import Prediction, Predictor
+from HybridMIMLib.inference.run import label_path, segment_cases
 from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import make_segmentation_network
+from HybridMIMLib.report import report
+from HybridMIMLib.runs import load_settings
 
 
 def save_model(folder: Path, seed: int = 0, channels: int = 1) -> Path:
@@ -172,6 +182,227 @@ def test_names_that_end_like_a_format_keep_their_paths_apart() -> None:
     assert [path.name for path in paths] == [
         "a.nii.gz", "a.nrrd.nii.gz", "a.nii.gz.nrrd", "a.b.nrrd", "a.mha.nii.gz",
     ]  # fmt: skip
+
+
+# --- what else is written -----------------------------------------------------------------------------------
+
+
+class Brightness:
+    """Stands in for a predictor: overlapping classes by brightness, and how bright a voxel is as its uncertainty."""
+
+    classes = (
+        LabelClass(2, "Grey/left", (1, 0, 0)),
+        LabelClass(5, "white", (0, 1, 0)),
+        LabelClass(9, "no", (0, 0, 1)),
+    )
+    plan = Plan(1, (1.0, 1.0, 1.0), "percentiles", (-1e3, 1e3), (16, 16, 16), (4, 4, 4), (8, 8, 8))
+
+    def predict(self, array: np.ndarray, grid: Grid, watch: Callable[[int, int], None] | None = None) -> Prediction:
+        layers = np.stack([array[0] > 30, array[0] > 70, array[0] > 1000])
+        labels = np.select([layers[1], layers[0]], [5, 2], 0).astype(np.uint8)
+        for done in range(1, 5):
+            assert watch is not None
+            watch(done, 4)
+        return Prediction(labels, layers, (array[0] / 100).astype(np.float32), 4, 0)
+
+
+BRIGHTNESS = cast("Predictor", Brightness())
+
+
+def noise(path: Path, volumes: int, seed: int = 0) -> np.ndarray:
+    """A scan of numbers from 0 to 100, 4D where there are several volumes; returns its voxels (T, D, H, W)."""
+    array = np.random.default_rng(seed).integers(0, 101, (volumes, 6, 7, 5)).astype(np.uint8)
+    write_image(path, array if volumes > 1 else array[0], Grid((6, 7, 5), np.diag([1, 2, 3, 1])), (1.5, "sec"))
+    return array
+
+
+def read_any(path: Path) -> np.ndarray:
+    """(T, D, H, W) of a NIfTI."""
+    array = np.asanyarray(nibabel.load(path).dataobj)
+    return np.moveaxis(array if array.ndim == 4 else array[..., np.newaxis], -1, 0)
+
+
+@pytest.mark.parametrize("volumes", [1, 3])
+def test_layers_and_uncertainty_lie_beside_the_label_map(tmp_path: Path, volumes: int) -> None:
+    array = noise(tmp_path / "a b.nii.gz", volumes)
+    case = Case("a b", (tmp_path / "a b.nii.gz",), None)
+    [one] = segment_cases([case], BRIGHTNESS, tmp_path / "out", EventLog())
+    assert one.path == tmp_path / "out" / "labels" / "a b.nii.gz"
+    assert np.array_equal(read_any(one.path), np.select([array > 70, array > 30], [5, 2], 0))
+    assert one.uncertainty == tmp_path / "out" / "uncertainty" / "a b.nii.gz"
+    assert np.array_equal(read_any(one.uncertainty), (array / 100).astype(np.float32))
+    assert {name: path.name for name, path in one.layers.items()} == {
+        "Grey/left": "2-Grey-left.nii.gz", "white": "5-white.nii.gz", "no": "9-no.nii.gz",
+    }  # fmt: skip
+    assert all(path.parent == tmp_path / "out" / "layers" / "a b" for path in one.layers.values())
+    assert np.array_equal(read_any(one.layers["Grey/left"]), array > 30), "with what white painted over"
+    assert one.empty == ("no",)
+    for path in (one.path, one.uncertainty, *one.layers.values()):
+        written = nibabel.load(path)
+        assert np.allclose(written.affine, np.diag([1, 2, 3, 1])), path
+        if volumes > 1:
+            assert written.header.get_zooms()[3] == 1.5 and written.header.get_xyzt_units()[1] == "sec"
+
+
+def test_the_bar_of_a_single_scan_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("HybridMIMLib.events.Phase.SECONDS_BETWEEN", 0.0)
+    noise(tmp_path / "a.nii.gz", 2)
+    noise(tmp_path / "b.nii.gz", 1)
+    log = KeptLog()
+    cases = [Case(name, (tmp_path / f"{name}.nii.gz",), None) for name in ("a", "b")]
+    assert len(list(segment_cases(cases, BRIGHTNESS, tmp_path / "out", log))) == 2
+    steps = [event["step"] for event in log.events if event["kind"] == "progress"]
+    assert steps == [0.125, 0.25, 0.375, 0.625, 0.75, 0.875, 1, 1.25, 1.5, 1.75, 2]
+    assert {event["steps"] for event in log.events if event["kind"] == "progress"} == {2}
+
+
+def test_uncertainty_is_written_when_it_is_asked_for_and_other_settings_compute_anew(tmp_path: Path) -> None:
+    scans, model = write_blobs(tmp_path / "scans", 2, labelled=False), save_model(tmp_path)
+    call = {"scans": str(scans), "model": str(model), "output": str(tmp_path / "out")}
+    plain = segment(**call)
+    first = times(tmp_path / "out")
+    assert not (tmp_path / "out" / "uncertainty").exists() and "uncertainty" not in plain
+    asked = segment(**call, inference={"uncertainty": True})
+    assert load_settings(tmp_path / "out" / "run.yaml").inference.uncertainty
+    second = times(tmp_path / "out")
+    assert all(first[name] != second[name] for name in first)
+    segment(**call, inference={"uncertainty": True})
+    assert times(tmp_path / "out") == second
+    for scan, path in asked["uncertainty"].items():
+        written, original = nibabel.load(path), nibabel.load(scan)
+        values = np.asanyarray(written.dataobj)
+        assert values.dtype == np.float32 and values.shape == original.shape
+        assert np.allclose(written.affine, original.affine) and 0 <= values.min() < values.max() <= 1
+    (tmp_path / "out" / "uncertainty" / "blob_1.nii.gz").unlink()
+    segment(**call, inference={"uncertainty": True})
+    third = times(tmp_path / "out")
+    assert {name for name in second if second[name] != third[name]} == {"blob_1.nii.gz"}, "a file that is missing"
+    with pytest.raises(RunError, match="other settings: seed"):
+        segment(**call, seed=1)
+
+
+def test_a_model_may_be_a_zip_or_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRIDMIM_WORKSPACE", str(tmp_path / "workspace"))
+    scans, model = (
+        write_blobs(tmp_path / "scans", 1, labelled=False),
+        save_threshold_model(tmp_path / "model", "Blobs"),
+    )
+    pack(model, tmp_path / "blobs.zip", "blobs")
+    add(tmp_path / "blobs.zip")
+    made = []
+    for number, named in enumerate([model, tmp_path / "blobs.zip", "Blobs"]):
+        result = segment(scans=str(scans), model=str(named), output=str(tmp_path / f"out {number}"))
+        made.append(read_any(Path(next(iter(result["labels"].values())))))
+    assert made[0].any() and np.array_equal(made[0], made[1]) and np.array_equal(made[0], made[2])
+
+
+def test_classes_that_were_not_found_are_named(tmp_path: Path) -> None:
+    scans, model = write_blobs(tmp_path / "scans", 1, labelled=False), save_threshold_model(tmp_path / "model")
+    call = {"scans": str(scans), "model": str(model), "output": str(tmp_path / "out")}
+    scan = str(scans / "images" / "blob_0.nii.gz")
+    for _ in range(2):
+        result = segment(**call)
+        assert result["empty"] == {scan: ["Never"]}
+        assert f"{result['labels'][scan]}  (not found: Never)" in report("segment", result)
+
+
+def test_clean_up_is_off_until_it_is_asked_for(tmp_path: Path) -> None:
+    scans, model = write_blobs(tmp_path / "scans", 1, labelled=False), save_threshold_model(tmp_path / "model")
+    scan = scans / "images" / "blob_0.nii.gz"
+    image = nibabel.load(scan)
+    voxels = image.get_fdata().astype(np.float32)
+    voxels[1, 1, 1] = 400
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), scan)
+
+    def labels(name: str, **inference: object) -> np.ndarray:
+        result = segment(scans=str(scans), model=str(model), output=str(tmp_path / name), inference=inference)
+        return read_any(Path(result["labels"][str(scan)]))[0]
+
+    plain, cleaned = labels("plain"), labels("cleaned", largest=["Bright"])
+    assert plain[1, 1, 1] == 3 and ndimage.label(plain, np.ones((3, 3, 3)))[1] > 1
+    assert np.array_equal(cleaned, clean(plain, read_scan(scan).grid, CleanUp(largest=frozenset({3}))))
+    assert cleaned.any() and cleaned[1, 1, 1] == 0
+    with pytest.raises(SettingsError, match="'Bride'"):
+        labels("wrong", largest=["Bride"])
+
+
+# --- 4D and single slices -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_volumes_of_4d_are_segmented_as_if_they_were_alone(tmp_path: Path, suffix: str) -> None:
+    alone = write_blobs(tmp_path / "alone", 1, labelled=False) / "images"
+    blob = read_scan(alone / "blob_0.nii.gz")
+    parts = [blob.array[0], blob.array[0, ::-1], abs(blob.array[0, :, ::-1]) ** 1.2]
+    for number, part in enumerate(parts):
+        write_nifti(alone / f"part_{number}.nii.gz", part, blob.grid)
+    (tmp_path / "series").mkdir()
+    series = tmp_path / "series" / f"series{suffix}"
+    if suffix == ".nrrd":
+        image = SimpleITK.JoinSeries([SimpleITK.ReadImage(str(alone / f"part_{n}.nii.gz")) for n in range(3)], 0, 1.5)
+        SimpleITK.WriteImage(image, str(series))
+    else:
+        write_image(series, np.stack(parts), blob.grid, (1.5, "sec"))
+    model = save_threshold_model(tmp_path / "model")
+    one = segment(scans=str(alone), model=str(model), output=str(tmp_path / "one"))["labels"]
+    all_of_them = segment(scans=str(tmp_path / "series"), model=str(model), output=str(tmp_path / "all"))
+    path = Path(all_of_them["labels"][str(series)])
+    assert path.name == "series.nii.gz" and not all_of_them["warnings"]
+    expected = [read_any(Path(one[str(alone / f"part_{number}.nii.gz")]))[0] for number in range(3)]
+    assert expected[0].any() and not np.array_equal(expected[0], expected[1])
+    assert np.array_equal(read_any(path), np.stack(expected))
+    written = nibabel.load(path)
+    assert np.allclose(written.affine, blob.grid.affine, atol=1e-5) and written.header.get_zooms()[3] == 1.5
+    before = path.stat().st_mtime_ns
+    segment(scans=str(tmp_path / "series"), model=str(model), output=str(tmp_path / "all"))
+    assert path.stat().st_mtime_ns == before
+
+
+def test_volumes_that_are_channels_are_segmented_together(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(2, 18, 18, 18)).astype(np.float32)
+    for name in ("apart/set/imagesTr", "apart/set/labelsTr", "joined"):
+        (tmp_path / name).mkdir(parents=True)
+    grid = Grid((18, 18, 18), np.eye(4))
+    for channel in range(2):
+        write_nifti(tmp_path / "apart/set/imagesTr" / f"case_{channel:04}.nii.gz", array[channel], grid)
+        write_nifti(tmp_path / "apart/set/imagesTr" / f"other_{channel:04}.nii.gz", array[channel], grid)
+    write_image(tmp_path / "joined" / "case.nii.gz", array, grid)
+    model = str(save_model(tmp_path, channels=2))
+    apart = segment(scans=str(tmp_path / "apart/set"), model=model, output=str(tmp_path / "a"))["labels"]
+    joined = segment(scans=str(tmp_path / "joined"), model=model, output=str(tmp_path / "j"))["labels"]
+    one, other = (read_any(Path(next(iter(paths.values())))) for paths in (apart, joined))
+    assert one.shape == other.shape == (1, 18, 18, 18) and np.array_equal(one, other) and one.any()
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_single_slice_gets_a_label_map_of_one(tmp_path: Path, suffix: str) -> None:
+    blob = read_scan(write_blobs(tmp_path / "blobs", 1, labelled=False) / "images" / "blob_0.nii.gz")
+    depth, height, _ = blob.grid.shape
+    scan = tmp_path / f"slice{suffix}"
+    write_image(scan, blob.array[0, :, :, 5:6], Grid((depth, height, 1), blob.grid.affine))
+    result = segment(
+        scans=str(scan), model=str(save_threshold_model(tmp_path / "model")), output=str(tmp_path / "out")
+    )
+    written = SimpleITK.ReadImage(result["labels"][str(scan)])
+    assert written.GetSize() == (depth, height, 1)
+    assert np.allclose(written.GetSpacing(), blob.grid.spacing, atol=1e-5)
+    assert any("single slice" in text for text in result["warnings"])
+    # Bright is what is much brighter than the mean, and the brightest voxels of the slice are in the blob.
+    labels = SimpleITK.GetArrayFromImage(written).T[:, :, 0]
+    image = blob.array[0, :, :, 5]
+    assert labels.any() and image[labels == 3].min() > image[labels == 0].mean()
+
+
+def test_awkward_series_and_slices_have_results(shared_data: Path, tmp_path: Path) -> None:
+    """A scan of phase contrast: one slice at three times."""
+    scan = shared_data / "ugly" / "nifti" / "sct_4d_singleslice_venc.nii.gz"
+    if not scan.is_file():
+        pytest.skip(f"the awkward scan is not at {scan}")
+    model = save_threshold_model(tmp_path / "model")
+    result = segment(scans=str(scan), model=str(model), output=str(tmp_path / "out"), inference={"preset": "fast"})
+    original, written = nibabel.load(scan), nibabel.load(result["labels"][str(scan)])
+    assert written.shape == original.shape and np.allclose(written.affine, original.affine, atol=1e-4)
+    assert np.isclose(written.header.get_zooms()[3], original.header.get_zooms()[3])
 
 
 def no_model(folder: Path) -> None:

@@ -54,6 +54,16 @@ def test_before_the_first_event_and_in_a_phase_of_one_step_nothing_is_promised()
     assert (progress.describe(), progress.fraction) == ("Starting", None)
     progress.take({"kind": "phase", "phase": "segment", "step": 0, "steps": 1})
     assert (progress.describe(), progress.fraction) == ("Segmenting", None)
+    progress.take({"kind": "progress", "phase": "segment", "step": 0.25, "steps": 1})
+    assert (progress.describe(), progress.step, progress.fraction) == ("Segmenting", 0, 0.25)
+    progress.take({"kind": "progress", "phase": "segment", "step": 1, "steps": 1})
+    assert (progress.describe(), progress.step, progress.fraction) == ("Segmenting", 1, 1.0)
+
+
+def test_a_part_of_a_step_counts() -> None:
+    progress = RunProgress()
+    progress.take({"kind": "progress", "phase": "segment", "step": 1.5, "steps": 3, "seconds_left": 9})
+    assert (progress.describe(), progress.fraction) == ("Segmenting, step 1 of 3, 0:09 left", 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""One case after the other through a predictor: what segmenting and ranking have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from HybridMIMLib.config import Run
+from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.grid import Grid
+from HybridMIMLib.data.layouts import Case, open_dataset
+from HybridMIMLib.data.model_store import locate
+from HybridMIMLib.data.scans import ScanItems, read_items, scan_name
+from HybridMIMLib.data.survey import read_case
+from HybridMIMLib.data.volume import NO_STEP, Step
+from HybridMIMLib.errors import DataError
+from HybridMIMLib.events import EventLog, Phase
+from HybridMIMLib.inference.predictor import Labels, Prediction, Predictor
+from HybridMIMLib.model_package import ModelPackage, load_model
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a predictor found in a case; every array of a 4D scan has a first axis T more.
+
+    Attributes:
+        case: the files.
+        grid: of the scan, or of each volume of a 4D scan.
+        labels: (D, H, W).
+        layers: (D, H, W) bool a class, where classes overlap; else None.
+        uncertainty: (D, H, W) float32 from 0 to 1, or None if it was not asked for.
+        reference: (D, H, W) the case's own label map, or None.
+        is_4d: whether the scan has several volumes.
+        step: from one volume to the next.
+    """
+
+    case: Case
+    grid: Grid
+    labels: Labels
+    layers: list[npt.NDArray[np.bool_]] | None = None
+    uncertainty: npt.NDArray[np.float32] | None = None
+    reference: Labels | None = None
+    is_4d: bool = False
+    step: Step = NO_STEP
+
+    def masks(self, classes: Iterable[LabelClass]) -> Iterator[tuple[LabelClass, npt.NDArray[np.bool_]]]:
+        """Where each class was found."""
+        for index, one in enumerate(classes):
+            yield one, self.labels == one.label if self.layers is None else self.layers[index]
+
+
+def find_in_cases(cases: Iterable[Case], predictor: Predictor, events: EventLog, phase: str) -> Iterator[Found]:
+    """Take cases one after the other; one that cannot be used becomes a warning.
+
+    Progress counts cases, and of the one at work the share of its windows that are done.
+
+    Args:
+        cases: to take.
+        predictor: for each of their volumes.
+        events: where progress and warnings go.
+        phase: what this is called there.
+    """
+    cases = list(cases)
+    progress = events.phase(phase, len(cases))
+    for done, case in enumerate(cases):
+        try:
+            found = _find(case, predictor, events, progress, done)
+        except DataError as error:
+            named = str(error) if str(case.images[0].name) in error.message else f"{case.images[0]}: {error}"
+            events.warning(f"skipped: {named}")
+        else:
+            yield found
+        progress.progress(done + 1)
+
+
+def cases_in(scans: Path, output: Path) -> list[Case]:
+    """A file as one case, or those of a folder; what this program wrote below ``output`` is no scan.
+
+    Raises:
+        DataError: there is none.
+    """
+    if scans.is_file():
+        return [Case(scan_name(scans), (scans,), None)]
+    cases = open_dataset(scans, labelled=False).cases
+    own = output.resolve()
+    kept = [case for case in cases if own not in case.images[0].resolve().parents]
+    if not kept:
+        raise DataError(f"{scans}: holds no scan but the results of this program", cure="Name the folder of scans.")
+    return kept
+
+
+def open_model(run: Run) -> ModelPackage:
+    """The model that a run names: a folder, a ``.zip`` or the name of one that was added.
+
+    Raises:
+        SettingsError: none is named.
+        ModelError: it cannot be used.
+    """
+    return load_model(locate(run.folder("model", "the model to use")))
+
+
+def _find(case: Case, predictor: Predictor, events: EventLog, progress: Phase, done: int) -> Found:
+    items, reference = read_volumes(case, predictor.plan.channels)
+    if min(items.grid.shape) == 1:
+        events.warning(f"{case.images[0]}: a single slice; the model was trained on volumes")
+    if len(items) > 1:
+        events.message(f"{case.images[0]}: {len(items)} volumes, each segmented by itself")
+    found = []
+    for index, array in enumerate(items):
+        watch = _Watch(progress, done + index / len(items), 1 / len(items))
+        found.append(predictor.predict(array, items.grid, watch))
+    return joined(case, items, found, reference)
+
+
+def read_volumes(case: Case, channels: int) -> tuple[ScanItems, Labels | None]:
+    """What there is to segment in a case, and its own label map.
+
+    4D and single slices are taken where the case is one file without a label map.
+
+    Args:
+        case: the files.
+        channels: that the model takes.
+
+    Raises:
+        ScanError, LabelError: a file cannot be used.
+    """
+    if len(case.images) == 1 and case.label is None:
+        return read_items(case.images[0], channels), None
+    scan, label = read_case(case)
+    items = ScanItems(scan.path, scan.array[np.newaxis], scan.grid, warnings=scan.warnings)
+    return items, None if label is None else label.array
+
+
+def joined(case: Case, items: ScanItems, found: list[Prediction], reference: Labels | None) -> Found:
+    """What was found in each volume of a case as one again."""
+
+    def join(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.stack(parts) if items.is_4d else parts[0]
+
+    layers = [one.layers for one in found if one.layers is not None]
+    uncertainty = [one.uncertainty for one in found if one.uncertainty is not None]
+    return Found(
+        case,
+        items.grid,
+        join([one.labels for one in found]),
+        [join(list(parts)) for parts in zip(*layers)] if layers else None,
+        join(uncertainty) if uncertainty else None,
+        reference,
+        items.is_4d,
+        items.step,
+    )
+
+
+class _Watch:
+    """Turns windows done into a share of a step: a scan that is one of three may be a third of the bar."""
+
+    def __init__(self, progress: Phase, before: float, share: float) -> None:
+        self._progress, self._before, self._share = progress, before, share
+
+    def __call__(self, done: int, windows: int) -> None:
+        # The last one is reported when the result is written, too.
+        if done < windows:
+            self._progress.progress(round(self._before + self._share * done / windows, 3))
