@@ -1,28 +1,53 @@
-"""The trained model as a folder that others can use: a MONAI bundle.
+"""The trained model as something that others can use: a MONAI bundle, in a folder or a single ``.zip``.
 
-``configs/metadata.json`` describes it in MONAI's words, with our own under ``hybridmim``: network, plan, classes with
-names, colours and terminology, and where it came from. ``models/model.safetensors`` holds the weights.
+==============================  ====================================================================================
+``configs/metadata.json``       what it is, in MONAI's words, with our own under ``hybridmim``: network, plan, classes
+                                with names, colours and terminology, clean-up, and where it came from
+``configs/inference.json``      how plain MONAI runs it (:mod:`HybridMIMLib.bundle`); never read by us
+``models/model.safetensors``    the weights, under the names of MONAI's class
+``LICENSE``, ``docs/README.md`` for people
+``configs/sha256.json``         the SHA-256 of all the others
+==============================  ====================================================================================
+
+Whoever made a package may mean harm. What is read is data alone: the network is made from a list of known ones, of a
+size that its file of weights proves before any memory is taken, and a file that has another hash is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
+
+from HybridMIMLib.bundle import inference_config, why_not_in_monai
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
-from HybridMIMLib.data.model_description import FORMAT, METADATA, WEIGHTS, damaged, read_description
+from HybridMIMLib.data.clean_up import CleanUp
+from HybridMIMLib.data.model_description import FORMAT, METADATA, NO_LICENSE, WEIGHTS, ModelDescription, damaged
+from HybridMIMLib.data.model_store import locate
+from HybridMIMLib.data.package_check import CheckedPackage, check_files
+from HybridMIMLib.data.package_files import MOST_BYTES, changed, open_package, write_hashes
 from HybridMIMLib.data.plan import Plan
-from HybridMIMLib.errors import HybridMIMError
-from HybridMIMLib.files import TEMPORARY, disk_errors, write_json
-from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
+from HybridMIMLib.errors import HybridMIMError, ModelError
+from HybridMIMLib.files import TEMPORARY, disk_errors, write_json, write_text
+from HybridMIMLib.model_readme import readme
+from HybridMIMLib.networks import SegmentationNetwork, make_backbone
 from HybridMIMLib.runs import versions
-from HybridMIMLib.weights import load_weights, restore, save_weights
+from HybridMIMLib.weights import restore, save_weights
+
+CONFIG = Path("configs") / "inference.json"
+LICENSE, README = Path("LICENSE"), Path("docs") / "README.md"
+NEEDED = ("einops", "fire", "nibabel", "pytorch-ignite", "safetensors", "scipy")
+"""What plain MONAI needs to run a package."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +58,14 @@ class ModelPackage:
         network: with its trained weights, on the CPU.
         settings: of the network.
         plan: how scans are brought to the form it was trained on.
-        classes: what its outputs mean; output 0 is background.
+        classes: what its outputs mean; output 0 is background, where classes do not overlap.
         provenance: how it was made, and how well it did.
         name: what it is called.
+        overlapping: one output a class, each told by itself (sigmoid), and none for the background.
+        clean_up: what is done to label maps afterwards.
+        flip_axes: axes along which crops were flipped in training, 0 = left-right.
+        license: under which it may be used, in words.
+        digest: SHA-256 of all files that it was read from; empty where it was not read from any.
     """
 
     network: SegmentationNetwork
@@ -44,6 +74,11 @@ class ModelPackage:
     classes: tuple[LabelClass, ...]
     provenance: dict[str, Any]
     name: str
+    overlapping: bool = False
+    clean_up: CleanUp = field(default_factory=CleanUp)
+    flip_axes: tuple[int, ...] = ()
+    license: str = NO_LICENSE
+    digest: str = ""
 
     def save(self, folder: Path) -> None:
         """Write the package; an earlier one in the folder is replaced when the new one is whole.
@@ -51,20 +86,33 @@ class ModelPackage:
         Raises:
             DiskError: it could not be written.
         """
-        temporary = folder.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{folder.name}")
+        temporary, before = (_beside(folder) for _ in range(2))
         with disk_errors(folder):
             try:
-                save_weights(temporary / WEIGHTS, self.network.state_dict(), {"format": FORMAT, "kind": "model"})
-                write_json(temporary / METADATA, self._metadata())
-                shutil.rmtree(folder, ignore_errors=True)
+                self._write(temporary)
+                if folder.exists():
+                    os.replace(folder, before)
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(before, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        tensors = {name: tensor.clone() for name, tensor in self.network.monai_state().items()}
+        save_weights(folder / WEIGHTS, tensors, {"format": FORMAT, "kind": "model"})
+        write_json(folder / METADATA, self._metadata())
+        if not why_not_in_monai(self.settings):
+            write_json(folder / CONFIG, inference_config(self.settings, self.plan, self.classes, self.overlapping))
+        write_text(folder / LICENSE, f"{self.license.strip()}\n")
+        write_text(folder / README, readme(self.name, self.settings, self.plan, self.classes, self.provenance,
+                                           self.license, clean_up=bool(self.clean_up)))  # fmt: skip
+        write_hashes(folder)
 
     def _metadata(self) -> dict[str, Any]:
         packages = versions()
-        names = {"0": "background", **{str(n): c.name for n, c in enumerate(self.classes, 1)}}
-        shape = list(self.plan.crop)
+        background = [] if self.overlapping else ["background"]
+        names = {str(n): name for n, name in enumerate([*background, *(c.name for c in self.classes)])}
+        shape, scan = list(self.plan.crop), {str(n): f"channel {n}" for n in range(self.plan.channels)}
         return {
             "name": self.name,
             "version": "0.1.0",
@@ -72,13 +120,14 @@ class ModelPackage:
             "monai_version": packages["monai"],
             "pytorch_version": packages["torch"],
             "numpy_version": packages["numpy"],
-            "required_packages_version": {name: packages[name] for name in ("einops", "safetensors", "nibabel")},
+            "required_packages_version": {name: packages[name] for name in NEEDED if name in packages},
             "task": f"segmentation of {', '.join(c.name for c in self.classes)}",
             "description": "Trained with HybridMIM on local scans. For research, not for clinical use.",
             "authors": "",
             "copyright": "",
+            "license": self.license,
             "network_data_format": {
-                "inputs": {"image": _tensor_format("image", self.plan.channels, shape, {"0": "scan"}, [0, 1])},
+                "inputs": {"image": _tensor_format("image", self.plan.channels, shape, scan, [0, 1])},
                 "outputs": {"pred": _tensor_format("segmentation", len(names), shape, names, [0, len(names) - 1])},
             },
             "hybridmim": {
@@ -86,26 +135,96 @@ class ModelPackage:
                 "network": asdict(self.settings),
                 "plan": self.plan.to_json(),
                 "classes": [c.to_json() for c in self.classes],
+                "overlapping": self.overlapping,
+                "clean_up": self.clean_up.to_json(),
+                "flip_axes": list(self.flip_axes),
                 "provenance": self.provenance,
             },
         }
 
 
-def load_model(folder: Path) -> ModelPackage:
-    """Read a package; the weights must fit to the last tensor.
+def load_model(model: str | Path) -> ModelPackage:
+    """Read a package; every hash must be as listed, and the weights must fit to the last tensor.
+
+    Args:
+        model: a folder, a ``.zip``, which is not unpacked, or the name of a model that was added.
 
     Raises:
-        ModelError: there is none, it is not ours, of a later format, or damaged.
+        ModelError: there is none, it is not ours, of another format, changed or damaged.
     """
-    found = read_description(folder)
+    with open_package(locate(model)) as files:
+        checked = check_files(files)
+        check_shapes(checked)
+        name = WEIGHTS.as_posix()
+        content = files.read(name, MOST_BYTES)
+    found, source = checked.description, checked.description.path / WEIGHTS
+    # What is used is what was checked, even if somebody writes to the folder meanwhile.
+    if hashlib.sha256(content).hexdigest() != checked.hashes[name]:
+        raise changed(found.path, name)
+    try:
+        tensors = tensors_of(content)
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise damaged(found.path, error) from error
+    network = _network_of(found)
+    restore(network, network.own_state(tensors), source)
+    return ModelPackage(
+        network.eval(),
+        found.network,
+        Plan.from_json(found.plan),
+        found.classes,
+        found.provenance,
+        found.name,
+        found.overlapping,
+        found.clean_up,
+        found.flip_axes,
+        found.license,
+        checked.digest,
+    )
+
+
+def check_shapes(checked: CheckedPackage) -> None:
+    """See whether the weights are those of the network that the package describes; no memory is taken for it.
+
+    Raises:
+        ModelError: they are not, or there is no such network.
+    """
+    found = checked.description
+    source = found.path / WEIGHTS
+    if found.network.architecture == "swinunetr":
+        # MONAI's class cannot be made without memory, and its window alone could ask for much.
+        side = found.network.window**3
+        index = checked.weights.shapes.get("swinViT.layers1.0.blocks.0.attn.relative_position_index")
+        if index != (side, side):
+            raise _other_network(source, "the window")
+        return
+    with torch.device("meta"):
+        network = _network_of(found)
+    own = {name: tuple(tensor.shape) for name, tensor in network.monai_state().items()}
+    other = sorted(n for n in {*own, *checked.weights.shapes} if own.get(n) != checked.weights.shapes.get(n))
+    if other:
+        raise _other_network(source, f"{len(other)} tensor(s), the first is {other[0]}")
+
+
+def _other_network(source: Path, what: str) -> ModelError:
+    return ModelError(
+        f"{source}: has other shapes than the network that the package describes: {what}",
+        cure="Get the package again from where it came from.",
+    )
+
+
+def _network_of(found: ModelDescription) -> SegmentationNetwork:
+    """The network that a package describes, with any weights."""
     try:
         plan = Plan.from_json(found.plan)
-        network = make_segmentation_network(found.network, plan.channels, len(found.classes), plan.crop)
-    except (LookupError, TypeError, ValueError, ArithmeticError, HybridMIMError) as error:
-        raise damaged(folder, error) from error
-    tensors, _ = load_weights(folder / WEIGHTS)
-    restore(network, tensors, folder / WEIGHTS)
-    return ModelPackage(network.eval(), found.network, plan, found.classes, found.provenance, found.name)
+        backbone = make_backbone(found.network, plan.channels, plan.crop)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, HybridMIMError) as error:
+        raise damaged(found.path, error) from error
+    return SegmentationNetwork(backbone, len(found.classes) + (not found.overlapping))
+
+
+def _beside(folder: Path) -> Path:
+    """A temporary name beside a folder."""
+    return folder.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{folder.name[-60:]}")
 
 
 def _tensor_format(

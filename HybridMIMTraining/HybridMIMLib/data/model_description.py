@@ -1,30 +1,42 @@
 """What a model package says of itself, read without torch, monai or nibabel: panels list models in Slicer's process.
 
 This is the one place that knows how ``configs/metadata.json`` is laid out for reading; whoever needs the network
-too takes :func:`HybridMIMLib.model_package.load_model`, which reads the description here.
+too takes :func:`HybridMIMLib.model_package.load_model`, which reads the description here. A package may come from
+anywhere: its description is data, nothing in it is evaluated, and a network or a plan of a size that no scan asks for
+is refused before anything is made of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings, is_name
+from HybridMIMLib.architectures import settled, total_stride
+from HybridMIMLib.config import NetworkSettings, PlanSettings, is_name
 from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.clean_up import CleanUp
+from HybridMIMLib.data.package_files import MOST_TEXT, PackageFiles, open_package
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.files import read_json
 
-FORMAT = 2
-"""2: networks are MONAI's, with other names of tensors."""
+FORMAT = 3
+"""2: networks are MONAI's, with other names of tensors. 3: tensors have MONAI's names, files their hashes."""
 METADATA = Path("configs") / "metadata.json"
 WEIGHTS = Path("models") / "model.safetensors"
 
 HIGHEST_LABEL = 65535
 """Label maps are written with 8 or 16 bits."""
+MOST_CLASSES = 255
+"""Prepared label maps have 8 bits."""
+MOST_CHANNELS, MOST_STAGES, MOST_FEATURES, WIDEST_WINDOW = 64, 10, 4096, 32
+LONGEST_SIDE, MOST_VOXELS = 1024, 2**27
+"""Of a crop."""
+LONGEST_NAME, LONGEST_LICENSE = 200, 100_000
+NO_LICENSE = "Not stated: ask who made this model before you use it or hand it on."
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class ModelDescription:
     """A model package without its weights.
 
     Attributes:
-        path: its folder.
+        path: its folder, or its ``.zip``.
         name: what it is called; that of its run folder where it was saved without a name.
         classes: what it segments, at least one.
         channels: of the scans that it takes.
@@ -40,6 +52,10 @@ class ModelDescription:
         trained: when it was made, ISO 8601 with zone, or None where that was not recorded.
         network: settings of the network.
         plan: how scans are prepared, as it stands in the file; ``Plan.from_json`` makes a plan of it.
+        overlapping: whether a voxel may be of several classes: one output a class, and none for the background.
+        clean_up: what is done to label maps afterwards.
+        flip_axes: axes along which crops were flipped in training, 0 = left-right.
+        license: under which the model may be used, in words.
     """
 
     path: Path
@@ -50,34 +66,60 @@ class ModelDescription:
     trained: str | None
     network: NetworkSettings
     plan: dict[str, Any]
+    overlapping: bool = False
+    clean_up: CleanUp = field(default_factory=CleanUp)
+    flip_axes: tuple[int, ...] = ()
+    license: str = NO_LICENSE
 
 
-def read_description(folder: Path) -> ModelDescription:
-    """Read and check what a package says of itself.
+def read_description(path: Path) -> ModelDescription:
+    """Read and check what a package, a folder or a ``.zip``, says of itself; hashes are not looked at.
 
     Raises:
-        ModelError: there is none, it is not ours, of a later format, damaged, or without weights.
+        ModelError: there is none, it is not ours, of another format, damaged, or without weights.
     """
-    content = _read_metadata(folder)
+    if _is_there(path, folder=False):
+        with open_package(path) as files:
+            return description_of(files)
+    if not _is_there(path, folder=True):
+        raise ModelError(f"{path}: is not a model package (a folder or a .zip)", cure=_GIVE)
     try:
-        description = _checked(folder, content, content["hybridmim"])
-    except (KeyError, TypeError, ValueError, SettingsError) as error:
-        raise damaged(folder, error) from error
-    if not _is_there(folder / WEIGHTS, folder=False):
-        raise ModelError(f"{folder / WEIGHTS}: no such file", cure="Get the package again from where it came from.")
-    return description
+        if (path / METADATA).stat().st_size > MOST_TEXT:
+            raise ValueError("too large")
+        content = read_json(path / METADATA)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _not_ours(path) from error
+    return _description(path, content, has_weights=_is_there(path / WEIGHTS, folder=False))
+
+
+def description_of(files: PackageFiles) -> ModelDescription:
+    """What an open package says of itself; see :func:`read_description`."""
+    if METADATA.as_posix() not in files.sizes:
+        raise _not_ours(files.path)
+    try:
+        content = files.read_json(METADATA.as_posix())
+    except ValueError as error:
+        raise _not_ours(files.path) from error
+    return _description(files.path, content, has_weights=WEIGHTS.as_posix() in files.sizes)
 
 
 def find_models(folder: Path) -> list[ModelDescription]:
     """The models that runs made, newest first: ``RUN/model`` and ``RUN/STAGE/model`` for each RUN in ``folder``.
 
-    Packages that cannot be read are passed over, as they are there while a run removes or writes one. The age is
-    that of the training, or of the file where no date was recorded. A folder that does not exist has no models.
+    A folder that does not exist has no models.
+    """
+    paths = sorted([*folder.glob("*/model"), *folder.glob("*/*/model")])
+    return by_age(path for path in paths if path.parent.name != "store")
+
+
+def by_age(paths: Iterable[Path]) -> list[ModelDescription]:
+    """The packages in these folders, newest first.
+
+    Those that cannot be read are passed over, as they are there while a run removes or writes one. The age is that of
+    the training, or of the file where no date was recorded.
     """
     found: list[tuple[float, ModelDescription]] = []
-    for path in sorted([*folder.glob("*/model"), *folder.glob("*/*/model")]):
-        if path.parent.name == "store":
-            continue
+    for path in paths:
         try:
             description = read_description(path)
             found.append((_age(description), description))
@@ -94,48 +136,109 @@ def damaged(folder: Path, reason: Exception) -> ModelError:
     )
 
 
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    cure = "Give the folder 'model' that finetune wrote, with configs/ and models/ inside."
-    if not _is_there(folder, folder=True):
-        raise ModelError(f"{folder}: is not a model package (a folder)", cure=cure)
-    try:
-        content = dict(read_json(folder / METADATA))
-        ours = content["hybridmim"]
-        if not isinstance(ours, dict) or not _is_whole(ours["format"], 1):
-            raise TypeError("no format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: is not a HybridMIM model package", cure=cure) from error
+_GIVE = "Give the folder 'model' that finetune wrote, with configs/ and models/ inside, or a .zip of it."
+
+
+def _not_ours(path: Path) -> ModelError:
+    return ModelError(f"{path}: is not a HybridMIM model package", cure=_GIVE)
+
+
+def _description(path: Path, content: Any, has_weights: bool) -> ModelDescription:
+    ours = content.get("hybridmim") if isinstance(content, dict) else None
+    if not isinstance(ours, dict) or not _is_whole(ours.get("format"), 1):
+        raise _not_ours(path)
     if ours["format"] < FORMAT:
         raise ModelError(
-            f"{folder}: was made by an earlier version (format {ours['format']}), whose networks were others",
+            f"{path}: was made by an earlier version (format {ours['format']}), whose packages were others",
             cure="Train the model again.",
         )
     if ours["format"] > FORMAT:
         raise ModelError(
-            f"{folder}: was made by a later version (format {ours['format']})",
-            cure="Update HybridMIM, then try again.",
+            f"{path}: was made by a later version (format {ours['format']})", cure="Update HybridMIM, then try again."
         )
-    return content
+    try:
+        description = _checked(path, content, ours)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, SettingsError) as error:
+        raise damaged(path, error) from error
+    if not has_weights:
+        raise ModelError(f"{path / WEIGHTS}: no such file", cure="Get the package again from where it came from.")
+    return description
 
 
-def _checked(folder: Path, content: Mapping[str, Any], ours: Mapping[str, Any]) -> ModelDescription:
+def _checked(path: Path, content: Mapping[str, Any], ours: Mapping[str, Any]) -> ModelDescription:
     plan, provenance = ours["plan"], ours.get("provenance", {})
-    name, trained = content.get("name", _name_by_place(folder)), None
+    name, trained = content.get("name", _name_by_place(path)), None
     _require(isinstance(plan, dict) and _is_whole(plan["channels"], 1), "the plan has no number of channels")
     _require(isinstance(provenance, dict), "the provenance is no section")
-    _require(isinstance(name, str) and is_name(name), f"the name is {name!r}")
+    _require(_is_short_name(name), f"the name is {str(name)[:LONGEST_NAME]!r}")
     if provenance.get("trained") is not None:
         trained = provenance["trained"]
         # TypeError where it is no text, ValueError where it is no date.
         _require(datetime.fromisoformat(trained).tzinfo is not None, f"the date {trained!r} has no time zone")
-    network = NetworkSettings(**ours["network"])
-    _require(settled(network, (1, 1, 1)) == network, "the network's features and strides are left open")
+    network = _network(ours["network"])
+    _check_plan(plan, network)
     classes = _classes(ours["classes"])
-    return ModelDescription(folder, name, classes, plan["channels"], provenance, trained, network, plan)
+    overlapping, flips, license_ = ours.get("overlapping", False), ours.get("flip_axes", []), _license(content)
+    _require(isinstance(overlapping, bool), "overlapping is neither true nor false")
+    _require(isinstance(flips, list) and sorted({0, 1, 2} & set(flips)) == sorted(flips), f"flip_axes is {flips!r}")
+    clean_up = CleanUp.from_json(ours["clean_up"]) if "clean_up" in ours else CleanUp()
+    cleaned = clean_up.largest | clean_up.fill_holes | set(clean_up.smallest_ml)
+    _require(cleaned <= {one.label for one in classes}, "a label is cleaned up that no class has")
+    return ModelDescription(
+        path,
+        name,
+        classes,
+        plan["channels"],
+        provenance,
+        trained,
+        network,
+        plan,
+        overlapping,
+        clean_up,
+        tuple(flips),
+        license_,
+    )
+
+
+def _network(content: Any) -> NetworkSettings:
+    network = NetworkSettings(**content)
+    _require(settled(network, (1, 1, 1)) == network, "the network's features and strides are left open")
+    features = network.features or []
+    _require(len(features) <= MOST_STAGES and max(features, default=0) <= MOST_FEATURES, "the network is too large")
+    _require(network.window <= WIDEST_WINDOW, "the network's window is too large")
+    return network
+
+
+def _check_plan(plan: Mapping[str, Any], network: NetworkSettings) -> None:
+    """Sizes that some scan could have, and that fit the network."""
+    _require(plan["channels"] <= MOST_CHANNELS, f"scans of {plan['channels']} channels")
+    for name, kinds, count in (("spacing", (int, float), 3), ("window", (int, float), 2), ("crop", (int,), 3),
+                               ("patch", (int,), 3), ("region", (int,), 3)):  # fmt: skip
+        values = plan[name]
+        fine = isinstance(values, list) and len(values) == count
+        _require(fine and all(type(one) in kinds and math.isfinite(one) for one in values), f"{name} is {values!r}")
+    _require(all(1e-3 <= one <= 1e3 for one in plan["spacing"]), f"the spacing is {plan['spacing']}")
+    _require(plan["window"][0] < plan["window"][1], f"the window is {plan['window']}")
+    for name in ("crop", "patch", "region"):
+        _require(all(1 <= side <= LONGEST_SIDE for side in plan[name]), f"the {name} is {plan[name]}")
+    _require(math.prod(plan["crop"]) <= MOST_VOXELS, f"the crop is {plan['crop']}")
+    ways = set(get_args(get_type_hints(PlanSettings)["normalisation"])) - {"auto"}
+    _require(plan["normalisation"] in ways, f"the normalisation is {plan['normalisation']!r}")
+    stride = total_stride(network)
+    _require(
+        not any(c % s for c, s in zip(plan["crop"], stride)), f"the crop {plan['crop']} does not fit the network"
+    )
+
+
+def _license(content: Mapping[str, Any]) -> str:
+    text = content.get("license", NO_LICENSE)
+    _require(isinstance(text, str) and 0 < len(text.strip()) <= LONGEST_LICENSE, "the license is no text")
+    return str(text)
 
 
 def _classes(content: Any) -> tuple[LabelClass, ...]:
     _require(isinstance(content, list) and len(content) > 0, "the classes are no list, or an empty one")
+    _require(len(content) <= MOST_CLASSES, f"{len(content)} classes, more than {MOST_CLASSES}")
     classes = tuple(_class(one) for one in content)
     for kind in ("label", "name"):
         values = [getattr(one, kind) for one in classes]
@@ -149,8 +252,11 @@ def _class(content: Any) -> LabelClass:
         _is_whole(content["label"], 1) and content["label"] <= HIGHEST_LABEL,
         f"the label {content['label']!r} is no whole number from 1 to {HIGHEST_LABEL}",
     )
-    _require(isinstance(content["name"], str) and is_name(content["name"]), f"a class is called {content['name']!r}")
-    _require(isinstance(content.get("terminology"), (str, type(None))), "a terminology is no text")
+    _require(_is_short_name(content["name"]), f"a class is called {str(content['name'])[:LONGEST_NAME]!r}")
+    terminology = content.get("terminology")
+    _require(
+        terminology is None or (isinstance(terminology, str) and len(terminology) < 4096), "a terminology is no text"
+    )
     one = LabelClass.from_json(content)
     _require(all(0 <= part <= 1 for part in one.color), f"the colour {content['color']} is not within 0 and 1")
     return one
@@ -176,6 +282,10 @@ def _is_there(path: Path, *, folder: bool) -> bool:
     except OSError:
         # A place that may not be looked into has nothing for us.
         return False
+
+
+def _is_short_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and is_name(value) and value.isprintable()
 
 
 def _is_whole(value: Any, lowest: int) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import lcm
 from typing import Any
 
@@ -117,6 +117,10 @@ class Fingerprint:
     modalities: Mapping[str, int]
     by_air: bool
     body: tuple[float, float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return asdict(replace(self, modalities=dict(self.modalities)))
 
     @property
     def modality(self) -> str:

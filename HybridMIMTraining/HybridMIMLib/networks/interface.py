@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,9 @@ class EncoderDecoder(nn.Module, ABC):
         fill_width: numbers that stand for what is hidden, see :meth:`encode_hidden`: channels of the scan, or of a
             token.
         encoder_parts: first parts of the names of the encoder's tensors; all others are the decoder's.
+        encoder_layers: the same in more detail: for each layer of the encoder, from the scan to the bottleneck, first
+            parts of the names of its tensors. A layer is a stage of a convolutional network or a block of a
+            transformer.
         head_name: what MONAI's class calls the layer to class scores.
     """
 
@@ -73,6 +76,7 @@ class EncoderDecoder(nn.Module, ABC):
     out_width: int
     fill_width: int
     encoder_parts: tuple[str, ...]
+    encoder_layers: tuple[tuple[str, ...], ...]
     head_name: str
 
     @abstractmethod
@@ -128,7 +132,16 @@ class EncoderDecoder(nn.Module, ABC):
 
     def is_of_encoder(self, name: str) -> bool:
         """Whether a tensor of the state dict belongs to the encoder."""
-        return any(name == part or name.startswith(f"{part}.") for part in self.encoder_parts)
+        return _is_in(name, self.encoder_parts)
+
+    def layers_below_decoder(self, name: str) -> int:
+        """How many layers of the encoder a tensor has before it to the decoder, its own counted; 0 in the decoder."""
+        layers = reversed(self.encoder_layers)
+        return next((number for number, parts in enumerate(layers, 1) if _is_in(name, parts)), 0)
+
+
+def _is_in(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 class SegmentationNetwork(nn.Module):
@@ -148,3 +161,11 @@ class SegmentationNetwork(nn.Module):
         """The tensors under the names of MONAI's class."""
         own = {f"{self.backbone.head_name}.{name}": tensor for name, tensor in self.head.state_dict().items()}
         return {**self.backbone.state_dict(), **own}
+
+    def own_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors under the names of MONAI's class, as :meth:`monai_state` gives them, under those of this one."""
+        head = f"{self.backbone.head_name}."
+        return {
+            f"head.{name.removeprefix(head)}" if name.startswith(head) else f"backbone.{name}": tensor
+            for name, tensor in tensors.items()
+        }

@@ -39,6 +39,7 @@ class SegResNet(EncoderDecoder, MonaiSegResNet):  # type: ignore[misc]  # MONAI 
         )
         del self.conv_final[2]
         stages = range(len(size.blocks))
+        self.encoder_layers = (("convInit", "down_layers.0"), *((f"down_layers.{stage}",) for stage in stages[1:]))
         self.widths = tuple(size.filters * 2**stage for stage in stages)
         self.strides = tuple((2**stage,) * 3 for stage in stages)
         self.out_width, self.fill_width = size.filters, channels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 from torch import Tensor, nn
@@ -55,6 +57,7 @@ class SwinUNETR(EncoderDecoder, MonaiSwinUNETR):  # type: ignore[misc]  # MONAI 
             feature_size=size.features,
         )
         del self.out
+        self.encoder_layers = (("swinViT.patch_embed",), *_blocks(size))
         self.widths = (channels, *(size.features * 2**level for level in range(_STAGES + 1)))
         self.strides = tuple((2**level,) * 3 for level in range(_STAGES + 2))
         self.out_width = self.fill_width = size.features
@@ -100,3 +103,11 @@ class SwinUNETR(EncoderDecoder, MonaiSwinUNETR):  # type: ignore[misc]  # MONAI 
         """Each voxel's channels at mean 0 and spread 1."""
         result: Tensor = self.swinViT.proj_out(level, True)  # type: ignore[operator]
         return result
+
+
+def _blocks(size: SwinSize) -> Iterator[tuple[str, ...]]:
+    """First parts of the names of each block's tensors; what brings a stage to half the grid goes with its last."""
+    for stage, depth in enumerate(size.depths, 1):
+        for block in range(depth):
+            names = (f"swinViT.layers{stage}.0.blocks.{block}",)
+            yield names if block < depth - 1 else (*names, f"swinViT.layers{stage}.0.downsample")

@@ -59,6 +59,8 @@ class UNet(EncoderDecoder, DynUNet):  # type: ignore[misc]  # MONAI is not typed
         # MONAI keeps every block a second time, nested; and the head is not part of what is pre-trained.
         del self.skip_layers, self.output_block
         self.widths, self.out_width, self.fill_width = tuple(features), features[0], channels
+        downsamples = ((f"downsamples.{number}",) for number in range(len(self.downsamples)))
+        self.encoder_layers = (("input_block",), *downsamples, ("bottleneck",))
         totals = np.cumprod(strides, axis=0).tolist()
         # DynUNet calls the step of each stage strides; whoever uses the interface asks for the way from the scan.
         self.strides = tuple((d, h, w) for d, h, w in totals)

@@ -61,6 +61,8 @@ class UNETR(EncoderDecoder, MonaiUNETR):  # type: ignore[misc]  # MONAI is not t
             # Nothing uses it; several GPUs would wait for its gradient.
             block.get_submodule("norm_cross_attn").requires_grad_(False)
         self.token, self.blocks = token, _BLOCKS[token]
+        blocks = [(f"vit.blocks.{block}",) for block in range(self.blocks[-1])]
+        self.encoder_layers = (("vit.patch_embedding",), *blocks[:-1], (*blocks[-1], "vit.norm"))
         self.grid = tuple(side // token for side in crop)
         stages = len(self.blocks) - 1
         self.widths = (channels, *(size.width,) * stages)

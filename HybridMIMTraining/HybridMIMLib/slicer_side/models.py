@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from HybridMIMLib.data.model_description import ModelDescription, find_models, read_description
+from HybridMIMLib.data.model_description import ModelDescription, read_description
+from HybridMIMLib.data.model_store import all_models
 from HybridMIMLib.errors import ModelError
-from HybridMIMLib.runs import runs_folder
 
 
 def models() -> list[ModelDescription]:
-    """The model packages of the workspace, newest first."""
-    return find_models(runs_folder())
+    """The model packages of the workspace, those that were added and those of runs, newest first."""
+    return all_models()
 
 
 def model_name(folder: str | Path) -> str:

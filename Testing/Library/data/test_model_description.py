@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_packages import edit_json, entries_of, rehash, write_zip
 
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
-from HybridMIMLib.data.model_description import METADATA, WEIGHTS, find_models, read_description
+from HybridMIMLib.data.clean_up import CleanUp
+from HybridMIMLib.data.model_description import METADATA, NO_LICENSE, WEIGHTS, find_models, read_description
+from HybridMIMLib.data.package_files import MOST_TEXT
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import ModelError
 from HybridMIMLib.model_package import ModelPackage, load_model
@@ -35,10 +38,9 @@ def save(folder: Path, name: str = "Bauch", trained: str | None = TRAINED) -> Pa
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the metadata of a package in place."""
-    content = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    change(content)
-    (folder / METADATA).write_text(json.dumps(content), encoding="utf-8")
+    """Change the metadata of a package in place, and the list of its files with it."""
+    edit_json(folder / METADATA, change)
+    rehash(folder)
 
 
 def test_what_was_saved_is_read(unicode_folder: Path) -> None:
@@ -47,6 +49,26 @@ def test_what_was_saved_is_read(unicode_folder: Path) -> None:
     assert (found.channels, found.trained, found.provenance["seed"]) == (2, TRAINED, 5)
     assert found.network == settled(NetworkSettings(features=[4, 8]), PLAN.spacing)
     assert Plan.from_json(found.plan) == PLAN
+    assert (found.overlapping, found.clean_up, found.flip_axes) == (False, CleanUp(), ())
+    assert found.license == NO_LICENSE
+
+
+def test_a_zip_says_the_same(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model")
+    edit(folder, ours(overlapping=True, flip_axes=[0, 2], clean_up=CleanUp(frozenset({7})).to_json()))
+    file = write_zip(tmp_path / "a.zip", entries_of(folder, "top/"))
+    found = read_description(file)
+    assert found == replace(read_description(folder), path=file)
+    assert (found.overlapping, found.clean_up, found.flip_axes) == (True, CleanUp(frozenset({7})), (0, 2))
+
+
+def test_a_description_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model")
+    with (folder / METADATA).open("r+b") as file:
+        file.truncate(2**33)
+    for path in (folder, write_zip(tmp_path / "a.zip", [("configs/metadata.json", b" " * (MOST_TEXT + 1))])):
+        with pytest.raises(ModelError, match="is not a HybridMIM model package|more than"):
+            read_description(path)
 
 
 def test_neither_torch_nor_monai_nor_nibabel_is_loaded(tmp_path: Path) -> None:
@@ -79,6 +101,14 @@ def ours(**changes: Any) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["hybridmim"].update(changes)
 
 
+def plan(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["hybridmim"]["plan"].update(changes)
+
+
+def network(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["hybridmim"]["network"].update(changes)
+
+
 def first_class(**changes: Any) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["hybridmim"]["classes"][0].update(changes)
 
@@ -87,6 +117,7 @@ DAMAGE = {
     "classes: no list": ours(classes={"1": "a"}),
     "classes: text": ours(classes="ab"),
     "classes: none": ours(classes=[]),
+    "classes: a million": ours(classes=[{"label": n, "name": str(n), "color": [0, 0, 0]} for n in range(1, 1000)]),
     "classes: missing": lambda content: content["hybridmim"].pop("classes"),
     "class: no section": ours(classes=["Leber"]),
     "class: no name": lambda content: content["hybridmim"]["classes"][0].pop("name"),
@@ -101,16 +132,47 @@ DAMAGE = {
     "class name: twice": first_class(name="Milz"),
     "class name: blank": first_class(name=" "),
     "class name: number": first_class(name=3),
+    "class name: a page": first_class(name="a" * 1000),
+    "class name: backwards": first_class(name="\u202eevil"),
     "colour: two parts": first_class(color=[0.1, 0.2]),
     "colour: bytes": first_class(color=[255, 0, 0]),
     "colour: no number": first_class(color=[float("nan"), 0, 0]),
     "colour: missing": lambda content: content["hybridmim"]["classes"][0].pop("color"),
     "terminology: number": first_class(terminology=1),
+    "terminology: a book": first_class(terminology="a" * 10_000),
     "plan: missing": lambda content: content["hybridmim"].pop("plan"),
     "plan: list": ours(plan=[1]),
     "plan: no channels": ours(plan={}),
     "plan: zero channels": lambda content: content["hybridmim"]["plan"].update(channels=0),
     "plan: channels as text": lambda content: content["hybridmim"]["plan"].update(channels="1"),
+    "plan: a thousand channels": plan(channels=1000),
+    "plan: crop of a million": plan(crop=[10**6, 16, 16]),
+    "plan: crop that no memory holds": plan(crop=[1024, 1024, 1024]),
+    "plan: crop with a fraction": plan(crop=[16.5, 16, 16]),
+    "plan: crop of truth": plan(crop=[True, 16, 16]),
+    "plan: crop that does not fit the network": plan(crop=[15, 16, 16]),
+    "plan: crop of two": plan(crop=[16, 16]),
+    "plan: no region": lambda content: content["hybridmim"]["plan"].pop("region"),
+    "plan: spacing of nothing": plan(spacing=[0, 1, 1]),
+    "plan: spacing without end": plan(spacing=[float("inf"), 1, 1]),
+    "plan: spacing that is no number": plan(spacing=[float("nan"), 1, 1]),
+    "plan: spacing as text": plan(spacing=["1", 1, 1]),
+    "plan: window backwards": plan(window=[1000, -1000]),
+    "plan: unknown normalisation": plan(normalisation="$import os"),
+    "plan: normalisation as list": plan(normalisation=["window"]),
+    "network: a million features": network(features=[10**6, 8]),
+    "network: a thousand stages": network(features=[4] * 1000, strides=[[1, 1, 1], *[[2, 2, 2]] * 999]),
+    "network: a window of a thousand": ours(network={"architecture": "swinunetr", "window": 1000}),
+    "network: unknown architecture": ours(network={"architecture": "os.system"}),
+    "overlapping: a number": ours(overlapping=1),
+    "flip_axes: fourth axis": ours(flip_axes=[3]),
+    "flip_axes: twice": ours(flip_axes=[1, 1]),
+    "flip_axes: a number": ours(flip_axes=1),
+    "clean_up: no section": ours(clean_up=[1]),
+    "clean_up: unknown label": ours(clean_up={"largest": [5], "fill_holes": [], "smallest_ml": {}}),
+    "license: a number": lambda content: content.update(license=3),
+    "license: blank": lambda content: content.update(license=" "),
+    "license: a library": lambda content: content.update(license="a" * 200_000),
     "network: missing": lambda content: content["hybridmim"].pop("network"),
     "network: list": ours(network=[1]),
     "network: unknown setting": ours(network={"feature": [4, 8]}),
@@ -122,6 +184,7 @@ DAMAGE = {
     "trained: number": ours(provenance={"trained": 3}),
     "name: number": lambda content: content.update(name=3),
     "name: null": lambda content: content.update(name=None),
+    "name: a page": lambda content: content.update(name="a" * 1000),
     "name: blank": lambda content: content.update(name=" "),
     "name: two lines": lambda content: content.update(name="a\nb"),
 }
@@ -138,8 +201,11 @@ def test_a_damaged_description_is_one_line_that_names_the_file(tmp_path: Path, d
     assert find_models(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", '{"hybridmim": 3}', '{"hybridmim": {"format": "1"}}',
-                                     '{"hybridmim": {"format": true}}', '{"hybridmim": {"format": 0}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", "null", "[" * 100_000, '{"hybridmim": 3}', '{"hybridmim": {"format": "1"}}',
+     '{"hybridmim": {"format": true}}', '{"hybridmim": {"format": 0}}'],
+)  # fmt: skip
 def test_what_is_not_ours_is_refused(tmp_path: Path, content: str) -> None:
     folder = save(tmp_path / "model")
     (folder / METADATA).write_text(content)
@@ -152,7 +218,7 @@ def test_a_later_format_and_missing_weights_are_named(tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(folder / "elsewhere")
     with pytest.raises(ModelError, match=r"model\.safetensors: no such file"):
         read_description(folder)
-    edit(folder, ours(format=3))
+    edit(folder, ours(format=4))
     with pytest.raises(ModelError, match="later version"):
         read_description(folder)
 

@@ -8,6 +8,7 @@ import pytest
 from small_runs import save_threshold_model
 
 from HybridMIMLib.data.model_description import read_description
+from HybridMIMLib.data.model_store import add
 from HybridMIMLib.runs import runs_folder
 from HybridMIMLib.slicer_side.models import check_model, describe, model_name, models
 
@@ -22,6 +23,9 @@ def test_models_of_the_workspace(workspace: Path) -> None:
     assert models() == []
     folder = save_threshold_model(workspace / "runs" / "a" / "fine-tuning" / "model", "Löffel")
     assert [(one.path, one.name) for one in models()] == [(folder, "Löffel")]
+    added, _ = add(save_threshold_model(workspace.parent / "given", "Gabel"))
+    assert {(one.path, one.name) for one in models()} == {(folder, "Löffel"), (added.path, "Gabel")}
+    assert check_model(added.path)[2] == ""
     assert runs_folder() == workspace / "runs"
     assert model_name(folder) == "Löffel"
 
