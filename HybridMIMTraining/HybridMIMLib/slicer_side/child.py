@@ -55,21 +55,25 @@ class Child:
     Args:
         command: program and arguments; they never pass through a shell.
         log: file to which standard output and standard error are appended.
+        pipes: speak with it instead, over its standard input and output; it ends with this process then.
+
+    Attributes:
+        requests, answers: its standard input and output, if there are pipes.
 
     Raises:
         RunError: the program cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, pipes: bool = False) -> None:
         make_folder(log.parent)
         try:
             with open(log, "ab") as output:
                 self.log_begins = output.seek(0, os.SEEK_END)
                 self._process = subprocess.Popen(
                     list(command),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if pipes else output,
+                    stderr=output if pipes else subprocess.STDOUT,
                     env=_environment(),
                     **_group_of_its_own(),
                 )
@@ -79,6 +83,7 @@ class Child:
                 cure="Check that this Python can be run, and that the disk is not full.",
             ) from error
         self.pid = self._process.pid
+        self.requests, self.answers = self._process.stdin, self._process.stdout
         self._asked = False
         self._ended = False
 
