@@ -19,6 +19,7 @@ bench: $(READY)
 	$(BIN)/python Testing/Benchmarks/first_way.py
 	$(BIN)/python Testing/Benchmarks/data.py
 	$(BIN)/python Testing/Benchmarks/pretraining.py
+	$(BIN)/python Testing/Benchmarks/inference.py
 	$(BIN)/python Testing/Benchmarks/learning.py
 
 lint: $(READY)

@@ -173,9 +173,8 @@ def _before(plan: Plan) -> list[Config]:
             "_target_": "CropForegroundd",
             "keys": "image",
             "source_key": "image",
-            "select_fn": "@is_body",
-            "margin": MARGIN,
-            "allow_smaller": True,
+            # Its corners; CropForegroundd takes the box around what is selected.
+            "select_fn": "@body_box",
         },
     ]
 
@@ -262,7 +261,18 @@ def _expressions(plan: Plan) -> Mapping[str, str]:
         "torch.from_numpy(@low_pass(x.as_tensor().numpy(), @plan_shape(x))), @plan_shape(x)), x))[1]",
         "from_plan": "$lambda x: @remade(@resize(x.as_tensor(), [int(n) for n in x.meta['shape_before_plan']]), x)",
         # Where there is nothing but air, all of it.
-        "is_body": f"$lambda x: (x > {air_level(plan)!r}) | ~(x > {air_level(plan)!r}).any()",
+        "is_body": f"$lambda x: (lambda there: there | ~there.any())(x.as_tensor() > {air_level(plan)!r})",
+        # First voxel and size along an axis: with a margin, and as large as a window where the scan is.
+        "span": f"$lambda there, window: (lambda first, stop: @grown(first, stop - first, len(there), window))("
+        f"max(int(there.nonzero()[0]) - {MARGIN}, 0), min(int(there.nonzero()[-1]) + 1 + {MARGIN}, len(there)))",
+        "grown": "$lambda first, size, total, window: (lambda n: (min(max(first - (n - size) // 2, 0), total - n), "
+        "n))(max(size, min(window, total)))",
+        "inside": "$lambda there, window: (lambda first, size: (torch.arange(len(there)) >= first) "
+        "& (torch.arange(len(there)) < first + size))(*@span(there, window))",
+        "box": "$lambda solid: @inside(solid.any(2).any(1), "
+        f"{plan.crop[0]})[:, None, None] & @inside(solid.any(2).any(0), {plan.crop[1]})[:, None] "
+        f"& @inside(solid.any(1).any(0), {plan.crop[2]})",
+        "body_box": "$lambda x: @box(@is_body(x).any(0))[None]",
         **ranges,
     }
 

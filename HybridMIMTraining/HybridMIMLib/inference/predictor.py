@@ -136,11 +136,13 @@ class Predictor:
     def _count(self, scan: PreparedScan, preset: Preset) -> int:
         """How many windows a preset sends through the network."""
         chosen = replace(self.settings, preset=preset, overlap=None, step=None, flips=None)
-        windows = plan_windows(scan.coarse, self.plan.crop, _step(chosen, self.plan.crop), scan.body)
+        windows = plan_windows(
+            scan.coarse, self.plan.crop, _step(chosen, self.plan.crop), scan.body, _follows(chosen)
+        )
         return len(windows.starts) * 2 ** len(_flips(chosen, self.flip_axes))
 
     def _prepared(self, array: npt.NDArray[Any], grid: Grid) -> PreparedScan:
-        return prepare_scan(array, grid, self.plan, self.step, self.settings.skip_air)
+        return prepare_scan(array, grid, self.plan, self.step, self.settings.skip_air, _follows(self.settings))
 
     def _computing(self, rung: Rung) -> Computing:
         if (self.engine.device, self.engine.batch) != (rung.device, rung.batch):
@@ -240,6 +242,10 @@ def _step(settings: InferenceSettings, crop: Triple) -> Triple:
         )
     d, h, w = settings.step
     return (d, h, w)
+
+
+def _follows(settings: InferenceSettings) -> bool:
+    return settings.follow_body or settings.preset == "fast"
 
 
 def _flips(settings: InferenceSettings, trained: tuple[int, ...]) -> tuple[int, ...]:

@@ -46,7 +46,9 @@ class PreparedScan:
     seconds: float
 
 
-def prepare_scan(array: npt.NDArray[Any], grid: Grid, plan: Plan, step: Triple, skip_air: bool) -> PreparedScan:
+def prepare_scan(
+    array: npt.NDArray[Any], grid: Grid, plan: Plan, step: Triple, skip_air: bool, follow: bool = False
+) -> PreparedScan:
     """Bring a scan to the form that the network was trained on, and lay windows over it.
 
     Args:
@@ -55,6 +57,7 @@ def prepare_scan(array: npt.NDArray[Any], grid: Grid, plan: Plan, step: Triple, 
         plan: of the model.
         step: voxels from a window to the next.
         skip_air: whether to look at the body alone.
+        follow: whether windows follow the body; see :func:`plan_windows`.
 
     Raises:
         DataError: the scan has another number of channels than the plan.
@@ -69,7 +72,7 @@ def prepare_scan(array: npt.NDArray[Any], grid: Grid, plan: Plan, step: Triple, 
     image = _normalised(bring_to_plan(turned, turned_grid, plan)[0], plan)
     coarse = (image.shape[1], image.shape[2], image.shape[3])
     body = find_body(image, air_level(plan)) if skip_air else None
-    windows = plan_windows(coarse, plan.crop, step, body)
+    windows = plan_windows(coarse, plan.crop, step, body, follow)
     box = with_padding(image, windows)
     return PreparedScan(turned_grid, orientation, coarse, body, windows, box, time.monotonic() - began)
 

@@ -101,3 +101,42 @@ def test_windows_come_in_the_order_of_an_axis_along_which_the_least_is_kept(
     assert along == sorted(along)
     kept = [size[axis] * np.prod(got.shape) / got.shape[axis] for axis in range(3)]
     assert kept[got.axis] == pytest.approx(min(kept))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    whole=st.tuples(*[st.integers(1, 90)] * 3),
+    size=st.tuples(*[st.sampled_from([8, 16, 24])] * 3),
+    overlap=st.sampled_from([0.25, 0.5, 0.625]),
+    seed=st.integers(0, 1000),
+)
+def test_windows_that_follow_the_body_cover_it_with_its_margin(
+    whole: tuple[int, int, int], size: tuple[int, int, int], overlap: float, seed: int
+) -> None:
+    """Against every voxel of the body: seen, and never by more windows than a lattice over the whole scan has."""
+    image = np.zeros((1, *whole), dtype=np.float32)
+    random = np.random.default_rng(seed)
+    for _ in range(3):
+        at = [int(random.integers(n)) for n in whole]
+        image[0, at[0] : at[0] + 20, at[1] : at[1] + 10, at[2] : at[2] + 30] = 1
+    step = step_of(size, overlap)
+    got = plan_windows(whole, size, step, find_body(image, 0.5), follow=True)
+    seen = np.zeros(got.shape, dtype=bool)
+    for start in got.starts:
+        assert all(0 <= s <= n - w for s, n, w in zip(start, got.shape, size))
+        seen[tuple(slice(s, s + w) for s, w in zip(start, size))] = True
+    box = tuple(slice(b, b + n) for b, n in zip(got.before, got.box))
+    inside = image[0][tuple(slice(at, at + n) for at, n in zip(got.lower, got.box))] > 0
+    assert inside.sum() == (image > 0).sum() and seen[box][inside].all()
+    assert [s[got.axis] for s in got.starts] == sorted(s[got.axis] for s in got.starts)
+    assert got.skipped >= 0 and len(set(got.starts)) == len(got.starts)
+
+
+def test_neck_and_shoulders_take_half_of_the_windows() -> None:
+    image = np.zeros((1, 96, 96, 96), dtype=np.float32)
+    image[0, 40:56, 40:56] = 1  # the neck
+    image[0, 4:92, 24:72, :24] = 1  # the shoulders
+    body = find_body(image, 0.5)
+    all_over = plan_windows((96, 96, 96), (32, 32, 32), (16, 16, 16), body)
+    follows = plan_windows((96, 96, 96), (32, 32, 32), (16, 16, 16), body, follow=True)
+    assert len(follows.starts) < 0.6 * len(all_over.starts)
