@@ -15,7 +15,7 @@ from small_runs import UNICODE_NAME, write_blobs
 # processes inherit this; a test that wants more threads says so.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# What a machine can do is noted in the workspace, and models are kept there: nothing of the tests is for the user's own.
+# What a machine can do is noted in the workspace, and models are kept there: the tests have one of their own.
 os.environ["HYBRIDMIM_WORKSPACE"] = tempfile.mkdtemp(prefix="hybridmim-tests-")
 atexit.register(shutil.rmtree, os.environ["HYBRIDMIM_WORKSPACE"], ignore_errors=True)
 

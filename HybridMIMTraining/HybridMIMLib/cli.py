@@ -37,6 +37,8 @@ class Command:
     options: tuple[str, ...]
     example: str
     has_run: bool = True
+    function: str = ""
+    """Of the package; without: that of the command's own name."""
 
 
 COMMANDS = {
@@ -68,11 +70,42 @@ COMMANDS = {
         ("scans", "model", "output", "device", "inference"),
         "segment --scans NEW --model FINETUNED/model --output SEGMENTED",
     ),
+    "rank": Command(
+        "rank scans without labels by how uncertain a model is: which to label next",
+        ("scans", "model", "output", "device", "inference"),
+        "rank --scans UNLABELLED --model FINETUNED/model --output RANKED",
+    ),
+    "evaluate": Command(
+        "judge segmentations by references: Dice, distances, volumes, and a report to open in a browser",
+        ("predictions", "references", "compare", "scans", "missing_labels", "resample_labels", "output", "seed",
+         "evaluation"),
+        "evaluate --predictions SEGMENTED --references CASES --output EVALUATED",
+    ),
     "demo": Command(
         "the whole way, on synthetic scans or on your folders",
         ("unlabelled", "labelled", "missing_labels", "resample_labels", "name", "output", "store", "seed", "device",
          "split", "plan", "network", "pretraining", "finetuning", "inference"),
         "demo --unlabelled SCANS --labelled CASES --output DEMO",
+    ),
+    "model pack": Command(
+        "make a package of a model, to hand on", ("model", "output", "name", "license", "inference"),
+        "model pack --model FINETUNED/model --output liver.zip --license CC-BY-4.0", has_run=False,
+        function="pack_model",
+    ),
+    "model add": Command(
+        "keep a package that you were given, once all of it is checked", ("model",), "model add --model liver.zip",
+        has_run=False, function="add_model",
+    ),
+    "model list": Command(
+        "models that were added, and those that runs made", (), "model list", has_run=False, function="list_models"
+    ),
+    "model remove": Command(
+        "delete a model that was added", ("model",), "model remove --model liver", has_run=False,
+        function="remove_model",
+    ),
+    "serve": Command(
+        "keep a model ready and segment on request: JSON lines on standard input and output", ("device",),
+        "serve --device cuda --idle_seconds 300", has_run=False,
     ),
     "info": Command("versions, devices, and where runs are kept", (), "info", has_run=False),
 }  # fmt: skip
@@ -80,7 +113,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = _in_one_word(list(sys.argv[1:] if arguments is None else arguments))
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0 if given else 2
@@ -94,11 +127,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        if given[0] == "serve":
+            return _serve(given[1:])
         return _run(given[0], parse(given[0], given[1:]))
     except SettingsError as error:
         return _fail(str(error), 2)
     except HybridMIMError as error:
         return _fail(str(error), 1)
+
+
+def _serve(arguments: list[str]) -> int:
+    """The worker has no run, and nothing to print: its answers have standard output for themselves."""
+    about = COMMANDS["serve"]
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} serve",
+        description=f"{about.summary[0].upper()}{about.summary[1:]}. HybridMIMLib/worker_protocol.py tells of them.",
+        epilog=f"Example: {PROGRAM} {about.example}",
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, where a request names none")
+    parser.add_argument(
+        "--idle_seconds", type=float, default=300.0, help="free the device after so long without a request [300]"
+    )
+    parser.add_argument("--parent", type=int, help="number of a process to end with, besides the one that starts it")
+    given = parser.parse_args(arguments)
+    return HybridMIMLib.serve(given.device, given.idle_seconds, given.parent)
+
+
+def _in_one_word(arguments: list[str]) -> list[str]:
+    """``model add …`` is the command called ``model add``; ``model`` alone asks which there are."""
+    if arguments[:1] != ["model"]:
+        return arguments
+    if len(arguments) == 1 or arguments[1] in ("-h", "--help"):
+        return ["--help"]
+    return [" ".join(arguments[:2]), *arguments[2:]]
 
 
 def parse(command: str, arguments: Sequence[str]) -> Run:
@@ -158,7 +221,7 @@ def _option(arguments: Sequence[str], name: str) -> str | None:
 
 
 def _run(command: str, run: Run) -> int:
-    function = getattr(HybridMIMLib, command)
+    function = getattr(HybridMIMLib, COMMANDS[command].function or command)
     if not COMMANDS[command].has_run:
         print(report(command, function(run)))
         return 0

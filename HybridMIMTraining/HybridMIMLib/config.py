@@ -26,8 +26,8 @@ Triple = list[int]
 
 
 DEMO_DEFAULTS: dict[str, Any] = {
-    "pretraining": {"steps": 120},
-    "finetuning": {"steps": 340, "validate_every": 85},
+    "pretraining": {"steps": 100},
+    "finetuning": {"steps": 240, "validate_every": 80},
 }
 """Where the demo differs from a real run: short enough for two cores."""
 
@@ -50,7 +50,9 @@ class PlanSettings:
     """How scans are brought to one form; what is not given is derived from the scans themselves."""
 
     # Optional[...] and not "| None": get_type_hints must evaluate these on Python 3.10 for jsonargparse too.
-    spacing: Optional[list[float]] = setting(None, "voxel size in mm along R, A, S, e.g. [1.5, 1.5, 2.0]")
+    spacing: Optional[list[float]] = setting(
+        None, "voxel size in mm along R, A, S that scans and crops are brought to, e.g. [1.5, 1.5, 2.0]"
+    )
     normalisation: Literal["auto", "window", "percentiles", "zscore"] = setting(
         "auto",
         "window: fixed intensities (CT); zscore: by median and spread of each scan's body (MR); percentiles: of each "
@@ -235,7 +237,30 @@ class FinetuningSettings:
     batch: int = setting(4, "crops a step; 0: as fit the device, 4 to 16")
     learning_rate: float = setting(2e-3, "peak learning rate of AdamW")
     weight_decay: float = setting(1e-3, "weight decay of AdamW")
-    warmup_steps: int = setting(50, "steps in which the learning rate rises; it falls as a cosine afterwards")
+    warmup_steps: int = setting(50, "steps in which the learning rate rises; afterwards it falls as scheduled")
+    schedule: Literal["cosine", "poly"] = setting(
+        "cosine", "how the learning rate falls: as half a cosine, or as a polynomial of power 0.9"
+    )
+    start: Literal["all", "encoder"] = setting(
+        "all", "what is taken from --weights: encoder and decoder, or the encoder alone; without them: from scratch"
+    )
+    frozen_steps: int = setting(
+        0,
+        "first steps in which the encoder keeps the weights it came with, and only the decoder learns; -1: all steps",
+    )
+    layer_decay: float = setting(
+        1.0,
+        "factor of the learning rate from each layer of the encoder to the one before it, counted from the decoder "
+        "(layer: a stage of a convolutional network, a block of a transformer); 1: all learn alike",
+    )
+    precision: Literal["auto", "float32", "half"] = setting(
+        "auto", "half: bfloat16 where that is enough, with losses and weights in float32; auto: where that is faster"
+    )
+    labelled_fraction: float = setting(
+        1.0,
+        "share of the scans that are not held out to train on, drawn by patient; a smaller share is a part of a "
+        "larger one. At which resolution: plan.spacing",
+    )
     validation_cases: int = setting(
         -1,
         "labelled scans held out to choose the best checkpoint; -1: a fifth of them, 0: none, keep the last",
@@ -244,6 +269,9 @@ class FinetuningSettings:
         None, 'JSON file {"training": [names], "validation": [names]}; without: drawn, no patient on both sides'
     )
     validate_every: int = setting(100, "steps between validations on whole scans")
+    patience: int = setting(
+        0, "validations in a row without a better mean Dice after which the training ends early; 0: it never does"
+    )
     foreground_share: float = setting(0.67, "share of the crops centred on a voxel of a class, each class as often")
     augment: bool = setting(True, "rotate, scale, flip, and vary the intensities of crops")
     flip_axes: list[int] = setting(
@@ -265,6 +293,24 @@ class FinetuningSettings:
             "finetuning.split and finetuning.validation_cases both say who is held out",
             "Set finetuning.validation_cases to -1, or leave out the split.",
         )
+        _require(
+            self.frozen_steps >= -1,
+            f"finetuning.frozen_steps is {self.frozen_steps}",
+            "Give a number of steps, 0 for none, or -1 for all.",
+        )
+        for name in ("layer_decay", "labelled_fraction"):
+            share = getattr(self, name)
+            _require(0 < share <= 1, f"finetuning.{name} is {share}", "Give a number above 0, up to 1.")
+        _require(
+            self.patience >= 0,
+            f"finetuning.patience is {self.patience}",
+            "Give a number of validations, or 0 to train to the last step.",
+        )
+        _require(
+            self.patience == 0 or self.validation_cases != 0,
+            "finetuning.patience waits for better validations, and finetuning.validation_cases is 0",
+            "Set finetuning.patience to 0, or hold out scans for the validation.",
+        )
         _share("finetuning.foreground_share", self.foreground_share)
         _require(
             all(axis in (0, 1, 2) for axis in self.flip_axes),
@@ -277,13 +323,101 @@ class FinetuningSettings:
 class InferenceSettings:
     """Segmenting whole scans with a sliding window."""
 
-    overlap: float = setting(0.5, "share by which neighbouring windows overlap")
-    window_batch: int = setting(4, "windows that go through the network together")
+    preset: Literal["fast", "balanced", "best"] = setting(
+        "balanced",
+        "fast: windows overlap by a quarter and follow the body; balanced: by a half; best: by five eighths, and each "
+        "is flipped too along the axes along which the model was trained to be flipped",
+    )
+    overlap: Optional[float] = setting(
+        None, "share by which neighbouring windows overlap; without: what the preset says"
+    )
+    step: Optional[Triple] = setting(None, "voxels from a window to the next along R, A, S, in place of overlap")
+    flips: Optional[list[int]] = setting(
+        None,
+        "axes (0: left-right, 1: front-back, 2: up-down) along which each window is flipped too, in every "
+        "combination; without: what the preset says",
+    )
+    skip_air: bool = setting(
+        True, "look at the body alone: no windows outside the box around it, none that hold air alone"
+    )
+    follow_body: bool = setting(
+        False,
+        "lay windows anew around the body in each slab of the scan: about half as many where neck and shoulders are "
+        "in it, and labels that differ a little from those of plain MONAI",
+    )
+    window_batch: int = setting(0, "windows that go through the network together; 0: as suits the device")
+    engine: Literal["auto", "torch", "openvino"] = setting(
+        "auto", "what computes the network; auto: OpenVINO on a CPU where it is installed, else PyTorch"
+    )
+    precision: Literal["auto", "float32", "half"] = setting(
+        "auto", "auto: half precision where a GPU is faster with it, and float32 elsewhere"
+    )
+    uncertainty: bool = setting(False, "write how uncertain each voxel is (entropy, 0 to 1) beside the label maps")
+    largest: Optional[list[str]] = setting(
+        None, "classes (or all) of which only the largest component is kept; without: what the model says"
+    )
+    fill_holes: Optional[list[str]] = setting(
+        None, "classes (or all) whose holes are filled; without: what the model says"
+    )
+    smallest_ml: Optional[list[str]] = setting(
+        None,
+        'components smaller than this are removed: CLASS=ML or all=ML, such as ["liver=20"]; without: what the model '
+        "says",
+    )
 
     def __post_init__(self) -> None:
         _check_types("inference.", self)
-        _share("inference.overlap", self.overlap, below_one=True)
-        _positive("inference.window_batch", self.window_batch)
+        if self.overlap is not None:
+            _share("inference.overlap", self.overlap, below_one=True)
+        _positive_triple("inference.step", self.step)
+        _require(
+            self.overlap is None or self.step is None,
+            f"inference.overlap is {self.overlap} and inference.step is {self.step}: both say the same",
+            "Give one of them.",
+        )
+        _require(
+            self.flips is None or sorted(set(self.flips) & {0, 1, 2}) == sorted(self.flips),
+            f"inference.flips is {self.flips}",
+            "Give a list of different axes out of 0, 1, 2; empty for none.",
+        )
+        _require(self.window_batch >= 0, f"inference.window_batch is {self.window_batch}", "Give 0 or more.")
+        for text in self.smallest_ml or []:
+            _require(
+                _is_volume(text.rpartition("=")[2]) and bool(text.rpartition("=")[0].strip()),
+                f"inference.smallest_ml has {text!r}",
+                "Give CLASS=ML, such as liver=20.",
+            )
+
+
+@dataclass
+class EvaluationSettings:
+    """Judging segmentations by references."""
+
+    tolerance: float = setting(2.0, "mm that surfaces may be apart in the surface Dice (NSD)")
+    tolerances: Optional[list[str]] = setting(
+        None, 'the same for single classes or regions: CLASS=MM, such as ["liver=3", "aorta=1"]'
+    )
+    missing_predictions: Literal["empty", "leave_out"] = setting(
+        "empty",
+        "what a reference without a prediction means; empty: nothing was found in it, which counts; leave_out: it "
+        "was not to be segmented",
+    )
+    resamples: int = setting(2000, "draws of the bootstrap that makes the 95 % intervals")
+    pictures: int = setting(6, "cases with the lowest Dice that the report shows as pictures; 0: none")
+
+    def __post_init__(self) -> None:
+        _check_types("evaluation.", self)
+        _positive("evaluation.tolerance", self.tolerance)
+        for text in self.tolerances or []:
+            _require(
+                _is_volume(text.rpartition("=")[2]) and bool(text.rpartition("=")[0].strip()),
+                f"evaluation.tolerances has {text!r}",
+                "Give CLASS=MM, such as liver=3.",
+            )
+        _require(
+            self.resamples >= 100, f"evaluation.resamples is {self.resamples}", "Give 100 or more, such as 2000."
+        )
+        _require(self.pictures >= 0, f"evaluation.pictures is {self.pictures}", "Give 0 or more.")
 
 
 @dataclass
@@ -320,8 +454,15 @@ class Run:
         False, "bring a label map that lies on another grid onto its scan (nearest neighbour) instead of refusing it"
     )
     check: bool = setting(False, "tell of every scan whether it can be used, and why not, and write nothing")
-    scans: Optional[str] = setting(None, "scan, or folder of scans, to segment")
-    model: Optional[str] = setting(None, "model package (folder) to segment with")
+    scans: Optional[str] = setting(
+        None, "scan, or folder of scans, to segment; evaluate draws its pictures on those of this folder"
+    )
+    predictions: Optional[str] = setting(None, "folder of label maps to judge, of this program or any other")
+    references: Optional[str] = setting(
+        None, "folder of label maps that are held to be right: a labelled data set, or label maps alone"
+    )
+    compare: Optional[str] = setting(None, "folder of other label maps of the same scans, to compare with")
+    model: Optional[str] = setting(None, "model package: a folder, a .zip, or the name of one that was added")
     weights: Optional[str] = setting(
         None, "run folder of a pre-training to start from, or a published .pt file; without: from scratch"
     )
@@ -329,6 +470,9 @@ class Run:
         False, "start from the weights also where they fill less than 90 % of the encoder, instead of refusing them"
     )
     name: Optional[str] = setting(None, "what the model is called; without: the name of the labelled folder")
+    license: Optional[str] = setting(
+        None, "license of a model to hand on, such as CC-BY-4.0, or a file with its text"
+    )
     output: Optional[str] = setting(None, "run folder to write to; without: a new one where runs are kept")
     store: Optional[str] = setting(None, "folder for prepared scans, shared by runs; without: in the run folder")
     seed: int = setting(0, "number from which every random draw follows")
@@ -338,6 +482,7 @@ class Run:
     pretraining: PretrainingSettings = section(PretrainingSettings, "pre-training without labels")
     finetuning: FinetuningSettings = section(FinetuningSettings, "training with labels")
     inference: InferenceSettings = section(InferenceSettings, "segmenting scans")
+    evaluation: EvaluationSettings = section(EvaluationSettings, "judging segmentations")
     split: SplitSettings = section(SplitSettings, "sharing out cases in the demo")
 
     def __post_init__(self) -> None:
@@ -530,6 +675,12 @@ def _share_or_range(name: str, value: Share | None) -> None:
     ends = [] if value is None else value if isinstance(value, list) else [value, value]
     fine = not ends or (len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1)
     _require(fine, f"{name} is {value}", "Give a share above 0, up to 1, or two of them, the lower one first.")
+
+
+def _is_volume(text: str) -> bool:
+    with suppress(ValueError):
+        return math.isfinite(float(text)) and float(text) > 0
+    return False
 
 
 def _positive_triple(name: str, value: Sequence[float] | None) -> None:

@@ -11,7 +11,8 @@ from HybridMIMLib.events import duration
 def report(command: str, result: Mapping[str, Any]) -> str:
     """The lines to print when ``command`` is done."""
     writers = {"check": _check, "demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain,
-               "segment": _segment, "train": _train}  # fmt: skip
+               "evaluate": _evaluate, "rank": _rank, "segment": _segment, "train": _train, "model list": _models,
+               "model add": _added}  # fmt: skip
     return "\n".join(writers.get(command, _plain)(result))
 
 
@@ -125,7 +126,60 @@ def _train(result: Mapping[str, Any]) -> list[str]:
 
 
 def _segment(result: Mapping[str, Any]) -> list[str]:
-    return [f"{scan}  ->  {label}" for scan, label in result["labels"].items()]
+    empty = result.get("empty", {})
+    missing = {scan: f"  (not found: {', '.join(names)})" for scan, names in empty.items()}
+    return [f"{scan}  ->  {label}{missing.get(scan, '')}" for scan, label in result["labels"].items()]
+
+
+def _rank(result: Mapping[str, Any]) -> list[str]:
+    rows, lost = result["ranking"], sum(not row["found"] for row in result["ranking"])
+    names = list(rows[0]["volumes_ml"])
+    cells = [
+        [str(row["rank"]), _number(row["score"]), *(f"{row['volumes_ml'][name]:.1f}" for name in names)]
+        for row in rows
+    ]
+    ends = ["scan", "----", *(f"{row['scan']}{'' if row['found'] else '  (nothing found)'}" for row in rows)]
+    lines = table(["rank", "score", *(f"{name} (ml)" for name in names)], cells)
+    widest = max(map(len, lines))
+    notes = [f"Nothing was found in {lost} scan(s), which stand last: one that should hold a class comes first."]
+    return [
+        "Label those in front first; the score is how uncertain the model is about what it found, from 0 to 1.",
+        "",
+        *(f"{line.ljust(widest)}  {end}" for line, end in zip(lines, ends)),
+        "",
+        *(notes if lost else []),
+        f"written to {result['csv']} and {result['json']}",
+    ]
+
+
+def _evaluate(result: Mapping[str, Any]) -> list[str]:
+    names = {"dice": "Dice", "hd95": "HD95 (mm)", "surface_dice": "surface Dice"}
+
+    def cells(figures: Mapping[str, Any]) -> list[str]:
+        return [
+            text
+            for one in names
+            for text in (_number(figures[one]["mean"]), _between(figures[one]["low"], figures[one]["high"]))
+        ]
+
+    head = ["class", "cases", "missed", *(text for name in names.values() for text in (name, "95 % interval"))]
+    rows = [
+        [one["name"], str(one["figures"]["dice"]["cases"]), str(one["counts"]["missed"]), *cells(one["figures"])]
+        for one in result["classes"]
+    ]
+    rows.append(["mean", str(result["mean"]["dice"]["cases"]), "", *cells(result["mean"])])
+    compared = [one for one in result["comparison"] if one["name"] == "mean" and one["measure"] == "dice"]
+    lines = [
+        f"mean Dice of --predictions less that of --compare: {_number(one['difference'])} "
+        f"({_between(one['low'], one['high'])}), p {_number(one['p'])}, {one['cases']} case(s): {one['words']}"
+        for one in compared
+    ]
+    files = [f"{name:<12} {result[name]}" for name in ("report", "csv", "json")]
+    return [*table(head, rows), "", *lines, *([""] if lines else []), *files]
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "-" if low is None or low != low else f"{_number(low)} to {_number(high)}"
 
 
 def _info(result: Mapping[str, Any]) -> list[str]:
@@ -141,6 +195,22 @@ def _info(result: Mapping[str, Any]) -> list[str]:
         f"runs are kept in {result['workspace']}/runs ({result['free_gb']} GB free); HYBRIDMIM_WORKSPACE moves it",
         *(runs or ["  none yet"]),
     ]
+
+
+def _models(result: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [one["name"], "added" if one["added"] else "run", (one["trained"] or "")[:10], one["path"]]
+        for one in result["models"]
+    ]
+    about = f"added models are kept in {result['folder']}; HYBRIDMIM_WORKSPACE moves it"
+    return [*(table(["name", "from", "trained", "path"], rows) if rows else ["no models yet"]), about]
+
+
+def _added(result: Mapping[str, Any]) -> list[str]:
+    license_text = result["license"].strip().splitlines()[0]
+    return [f"{'added' if result['new'] else 'was there already'}: {result['name']}",
+            f"finds        {', '.join(result['classes'])}", f"license      {license_text}",
+            f"path         {result['path']}", f"next: segment --scans NEW --model {result['name']!r}"]  # fmt: skip
 
 
 def _plain(result: Mapping[str, Any]) -> list[str]:

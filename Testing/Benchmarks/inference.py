@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +105,8 @@ def classes_of(names: tuple[str, ...] = ORGANS) -> tuple[LabelClass, ...]:
 
 def unet(sizes: Sizes, seed: int = 0) -> nn.Module:
     """A U-Net for the organs, with random weights."""
-    settings = settled(NetworkSettings(size=sizes.size), sizes.plan.spacing)
+    chosen = NetworkSettings(size=sizes.size)  # type: ignore[arg-type]  # one of the choices of --size
+    settings = settled(chosen, sizes.plan.spacing)
     return make_segmentation_network(settings, 1, len(ORGANS), sizes.plan.crop, seed).eval()
 
 
@@ -179,7 +181,7 @@ def window(sizes: Sizes) -> list[Result]:
     crop = torch.rand(1, 1, *sizes.plan.crop)
     scores = [engine(crop) for engine in engines.values()]
     difference = float((scores[0] - scores[1]).abs().max())
-    found = taking_turns({name: lambda e=engine: e(crop) for name, engine in engines.items()}, sizes, warm_up=True)
+    found = taking_turns({name: partial(engine, crop) for name, engine in engines.items()}, sizes, warm_up=True)
     torch_s, openvino_s = (statistics.median(found[name]) for name in engines)
     return [
         Result(
@@ -218,7 +220,7 @@ def scan(sizes: Sizes) -> list[Result]:
 
     peers: dict[str, Callable[[], Any]] = {
         "MONAI": lambda: labels.update(MONAI=monais(array, grid, plan, network, overlap, 4)),
-        **{name: lambda name=name: predict(name) for name in predictors},
+        **{name: partial(predict, name) for name in predictors},
     }
     found = {name: statistics.median(times) for name, times in taking_turns(peers, sizes, warm_up=False).items()}
     shape = "×".join(map(str, grid.shape))

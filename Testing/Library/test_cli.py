@@ -38,7 +38,7 @@ def test_every_setting_has_a_line_of_help() -> None:
 
 
 def test_every_command_is_a_function_of_the_package() -> None:
-    assert all(callable(getattr(HybridMIMLib, command)) for command in COMMANDS)
+    assert all(callable(getattr(HybridMIMLib, about.function or name)) for name, about in COMMANDS.items())
 
 
 def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,7 +114,7 @@ def refused(content: Any) -> str:
         ("finetuning.augment", "no"),
         ("finetuning.augment", 1),
         ("inference.overlap", 1.0),
-        ("inference.window_batch", 0),
+        ("inference.window_batch", -1),
         ("split.unseen", 0),
         ("split.labelled", -2),
         ("split.unlabelled", 2.0),

@@ -1,4 +1,8 @@
-"""Dice overlap of label maps, class by class and region by region."""
+"""Dice overlap of label maps, class by class and region by region.
+
+The rule for what is empty is that of every measure, and of the validation in a training; it is written at the top of
+:mod:`HybridMIMLib.evaluation.measuring`.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +76,11 @@ def mean_dice(rows: Sequence[Mapping[str, float]], regions: Collection[str] = ()
     return {**means, "mean": _mean([value for name, value in means.items() if name not in regions])}
 
 
+def dice_of(both: int, one: int, other: int) -> float:
+    """Dice from how many voxels two masks share and have; NaN where both are empty."""
+    return 2 * both / (one + other) if one or other else float("nan")
+
+
 def _check_shapes(result: Labels, reference: Labels) -> None:
     if result.shape != reference.shape:
         raise ValueError(f"label maps of shapes {result.shape} and {reference.shape} cannot be compared")
@@ -82,8 +91,7 @@ def _known(labels: Collection[int], annotated: Collection[int] | None) -> bool:
 
 
 def _dice(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else float("nan")
+    return dice_of(int((one & other).sum()), int(one.sum()), int(other.sum()))
 
 
 def _mean(values: Sequence[float]) -> float:
