@@ -148,6 +148,16 @@ class RunFolder:
             ended.set()
             (self.path / "run.pid").unlink(missing_ok=True)
 
+    def reopen(self) -> None:
+        """From here on the run is unfinished again: what an earlier call made is about to be replaced.
+
+        Raises:
+            DiskError: its result could not be removed.
+        """
+        file = self.path / "result.json"
+        with disk_errors(file):
+            file.unlink(missing_ok=True)
+
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Record what the run made; from here on it counts as finished."""
         result = {**result, "warnings": list(self.events.warnings)}

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from HybridMIMLib.inference.ladder import is_out_of_memory
 from HybridMIMLib.inference.machine_notes import recall, remember
 from HybridMIMLib.inference.torch_engine import TorchEngine
 from HybridMIMLib.networks import initial_weights
@@ -169,7 +170,9 @@ class DeviceBench:
             windows = self._windows(side, trial.batch).to(self.device)
             # The first call is slow on any device: it chooses kernels.
             return min(self._timed(engine, windows) for _ in range(self.repeats + 1)) / trial.batch
-        except RuntimeError:  # not implemented there, or too much memory; both are RuntimeErrors
+        except RuntimeError as error:  # not implemented there, or too much memory; both are RuntimeErrors
+            if trial.batch == 1:
+                self._pass_on_full_memory(error)
             return math.inf
 
     def difference(self, precision: torch.dtype) -> float:
@@ -177,9 +180,15 @@ class DeviceBench:
         try:
             engine = TorchEngine(self._network, self.device, precision=precision)
             scores = engine(self._windows(SMALL).to(self.device)).cpu()
-        except RuntimeError:
+        except RuntimeError as error:
+            self._pass_on_full_memory(error)
             return math.inf
         return relative_difference(scores, self._reference)
+
+    def _pass_on_full_memory(self, error: RuntimeError) -> None:
+        """A GPU that cannot hold even this is in use by somebody else: nothing was learnt about it."""
+        if self.device.type != "cpu" and is_out_of_memory(error):
+            raise error
 
     def _windows(self, side: int, batch: int = 1) -> Tensor:
         return self._window[..., :side, :side, :side].repeat(batch, 1, 1, 1, 1)
@@ -234,7 +243,11 @@ def probe(device: torch.device) -> Capability:
 
 
 def capability_of(device: torch.device, probe: Callable[[torch.device], Capability] = probe) -> Capability:
-    """What a device can do, as kept in the workspace; it is tried out where nothing is kept."""
+    """What a device can do, as kept in the workspace; it is tried out where nothing is kept.
+
+    Raises:
+        RuntimeError: a GPU has too little free memory to be tried out.
+    """
     key = _key(device)
     with suppress(KeyError, TypeError, ValueError):
         return Capability.from_json(recall("devices", key))
@@ -259,9 +272,15 @@ def inference_device(
         SettingsError: there is no such device.
     """
     device = choose_device(name, mps=True)
-    if device.type == "cpu" or capability(device).trusted:
-        return device
-    tell(f"The CPU is used, because {device_in_words(device)} does not compute the same.")
+    why = "does not compute the same"
+    try:
+        if device.type == "cpu" or capability(device).trusted:
+            return device
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        why = "has no memory left: other programs use it"
+    tell(f"The CPU is used, because {device_in_words(device)} {why}.")
     return torch.device("cpu")
 
 

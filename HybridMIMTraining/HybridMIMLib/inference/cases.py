@@ -18,8 +18,9 @@ from HybridMIMLib.data.model_store import locate
 from HybridMIMLib.data.scans import ScanItems, read_items, scan_name
 from HybridMIMLib.data.survey import read_case
 from HybridMIMLib.data.volume import NO_STEP, Step
-from HybridMIMLib.errors import DataError
+from HybridMIMLib.errors import DataError, HybridMIMError, ScanError
 from HybridMIMLib.events import EventLog, Phase
+from HybridMIMLib.inference.ladder import is_out_of_memory
 from HybridMIMLib.inference.predictor import Labels, Prediction, Predictor
 from HybridMIMLib.model_package import ModelPackage, load_model
 
@@ -55,7 +56,7 @@ class Found:
 
 
 def find_in_cases(cases: Iterable[Case], predictor: Predictor, events: EventLog, phase: str) -> Iterator[Found]:
-    """Take cases one after the other; one that cannot be used becomes a warning.
+    """Take cases one after the other; one that cannot be used, or is too large, becomes a warning.
 
     Progress counts cases, and of the one at work the share of its windows that are done.
 
@@ -69,7 +70,7 @@ def find_in_cases(cases: Iterable[Case], predictor: Predictor, events: EventLog,
     progress = events.phase(phase, len(cases))
     for done, case in enumerate(cases):
         try:
-            found = _find(case, predictor, events, progress, done)
+            found = _find_or_say_why(case, predictor, events, progress, done)
         except DataError as error:
             named = str(error) if str(case.images[0].name) in error.message else f"{case.images[0]}: {error}"
             events.warning(f"skipped: {named}")
@@ -104,10 +105,30 @@ def open_model(run: Run) -> ModelPackage:
     return load_model(locate(run.folder("model", "the model to use")))
 
 
+def _find_or_say_why(case: Case, predictor: Predictor, events: EventLog, progress: Phase, done: int) -> Found:
+    """What is found in a case; the memory that it takes too much of is its fault, because others may be smaller.
+
+    Raises:
+        DataError: it cannot be used, or is too large for this machine.
+    """
+    try:
+        return _find(case, predictor, events, progress, done)
+    except Exception as error:
+        if isinstance(error, HybridMIMError) and error.__cause__ is not None and is_out_of_memory(error.__cause__):
+            raise ScanError(f"{case.images[0]}: {error.message}", cure=error.cure) from error
+        if not is_out_of_memory(error):
+            raise
+        raise ScanError(
+            f"{case.images[0]}: too large for the memory of this machine",
+            cure="Close other programs, crop or resample the scan, or use a machine with more memory.",
+        ) from error
+
+
 def _find(case: Case, predictor: Predictor, events: EventLog, progress: Phase, done: int) -> Found:
     items, reference = read_volumes(case, predictor.plan.channels)
-    if min(items.grid.shape) == 1:
-        events.warning(f"{case.images[0]}: a single slice; the model was trained on volumes")
+    for text in items.warnings:
+        # What is odd about a scan is odd about its result: sides that may be swapped, a unit that is hardly mm.
+        events.warning(f"{case.images[0]}: {text}")
     if len(items) > 1:
         events.message(f"{case.images[0]}: {len(items)} volumes, each segmented by itself")
     found = []

@@ -68,6 +68,8 @@ def rank(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         todo = [case for case in cases if ledger.get(case) is None]
         if len(todo) < len(cases):
             events.message(f"{len(cases) - len(todo)} scan(s) were looked at before and have not changed")
+        if todo:
+            folder.reopen()
         for found in find_in_cases(todo, predictor, events, "rank"):
             ledger.add(found.case, measured(found, package.classes))
         rows = ranked({str(case.images[0]): about for case in cases if (about := ledger.get(case)) is not None})

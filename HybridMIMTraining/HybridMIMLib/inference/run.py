@@ -86,6 +86,8 @@ def segment(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         todo = [case for case in cases if ledger.get(case) is None]
         if len(todo) < len(cases):
             events.message(f"{len(cases) - len(todo)} scan(s) were segmented before and have not changed")
+        if todo:
+            folder.reopen()
         for one in segment_cases(todo, predictor, folder.path, events):
             _keep(ledger, one, folder.path)
         done = {str(case.images[0]): made for case in cases if (made := ledger.get(case)) is not None}

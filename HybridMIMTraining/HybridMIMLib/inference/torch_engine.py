@@ -67,14 +67,29 @@ class TorchEngine(Engine):
         self.network = _brought(network, device, memory_format)
         self.device, self.batch = device, batch
         self.precision, self.memory_format = precision, memory_format
-        half = "" if precision == torch.float32 else ", half precision"
-        self.name = f"PyTorch on {device_in_words(device)}{half}"
+        self.name = self._name()
 
     def __call__(self, windows: Tensor) -> Tensor:
-        """See :meth:`Engine.__call__`."""
+        """See :meth:`Engine.__call__`.
+
+        Half precision ends at 65504. A network that goes beyond has no scores there, which would count as background:
+        from then on it is computed in float32.
+        """
+        scores = self._computed(windows)
+        if self.precision != torch.float32 and not bool(scores.sum().isfinite()):
+            self.precision = torch.float32
+            self.name = self._name()
+            scores = self._computed(windows)
+        return scores
+
+    def _computed(self, windows: Tensor) -> Tensor:
         with in_eval_mode(self.network), torch.inference_mode(), self._autocast():
             scores: Tensor = self.network(windows.contiguous(memory_format=self.memory_format))
         return scores.float()
+
+    def _name(self) -> str:
+        half = "" if self.precision == torch.float32 else ", half precision"
+        return f"PyTorch on {device_in_words(self.device)}{half}"
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == torch.float32:

@@ -27,6 +27,7 @@ from HybridMIMLib.inference.capability import (
     relative_difference,
 )
 from HybridMIMLib.inference.machine_notes import NAME, recall, remember
+from HybridMIMLib.inference.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 HALF = torch.float16
@@ -214,6 +215,30 @@ def test_an_apple_gpu_is_used_if_it_computes_the_same(
     found = inference_device("auto", told.append, lambda device: Capability(trusted=trusted))
     assert found == torch.device(expected)
     assert told == ([] if trusted else ["The CPU is used, because the Apple GPU does not compute the same."])
+
+
+def test_a_gpu_whose_memory_is_full_is_probed_again_another_time(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    device_called(monkeypatch, "mps")
+    told: list[str] = []
+
+    def full(device: torch.device) -> Capability:
+        bench = DeviceBench(CPU, width=4, side=16, repeats=1)
+        bench.device = device
+        # The network cannot be brought there either; that it is here is of no matter to the error.
+        monkeypatch.setattr(capability_module, "TorchEngine", _full_memory)
+        return decide(bench, HALF)
+
+    assert inference_device("auto", told.append, lambda device: capability_of(device, full)) == CPU
+    assert told == ["The CPU is used, because the Apple GPU has no memory left: other programs use it."]
+    good = Counting()
+    assert inference_device("auto", told.append, lambda device: capability_of(device, good)).type == "mps"
+    assert good.calls == 1 and len(told) == 1
+
+
+def _full_memory(*_: object, **__: object) -> TorchEngine:
+    raise torch.OutOfMemoryError("MPS backend out of memory")
 
 
 def test_the_cpu_need_not_be_probed() -> None:

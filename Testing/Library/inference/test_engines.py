@@ -115,6 +115,17 @@ def test_half_precision_is_that_of_the_network_and_not_of_the_scores() -> None:
     assert network.head.weight.dtype == torch.float32
 
 
+def test_a_network_that_half_precision_cannot_hold_is_computed_in_float32() -> None:
+    network = nn.Sequential(nn.Conv3d(2, 2, 1, bias=False), nn.InstanceNorm3d(2), nn.Conv3d(2, 3, 1)).eval()
+    x = windows(1)
+    engine = TorchEngine(network, CPU, precision=torch.float16)
+    assert engine(x).dtype == torch.float32 and engine.precision == torch.float16
+    with torch.no_grad():
+        network[0].weight *= 1e6
+    assert torch.equal(engine(x), plain(network, x))
+    assert engine.precision == torch.float32 and "half" not in engine.name
+
+
 def test_channels_last_computes_the_same_and_is_left_behind_on_another_device() -> None:
     network, x = small(), windows(2)
     engine = TorchEngine(network, CPU, 2, memory_format=torch.channels_last_3d)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -279,6 +280,94 @@ def test_uncertainty_is_written_when_it_is_asked_for_and_other_settings_compute_
     assert {name for name in second if second[name] != third[name]} == {"blob_1.nii.gz"}, "a file that is missing"
     with pytest.raises(RunError, match="other settings: seed"):
         segment(**call, seed=1)
+
+
+def test_nothing_of_other_settings_stays_beside_a_new_label_map(tmp_path: Path) -> None:
+    scans, out = write_blobs(tmp_path / "scans", 2, labelled=False), tmp_path / "out"
+    call = {"scans": str(scans), "model": str(save_model(tmp_path)), "output": str(out)}
+    segment(**call, inference={"uncertainty": True})
+    kept = [tmp_path / "mine.txt", out / "uncertainty" / "mine.txt"]
+    for file in kept:
+        file.write_text("no file of the program")
+    ledger = out / "segmented.json"
+    ledger.write_text(ledger.read_text().replace('"files": [', '"files": ["../mine.txt",'))
+    segment(**call)
+    assert list((out / "uncertainty").iterdir()) == kept[1:] and all(file.is_file() for file in kept)
+    assert set(times(out)) == {"blob_0.nii.gz", "blob_1.nii.gz"}
+
+
+@pytest.mark.parametrize("files", ["5", "[5]", "null", '{"a": 5}'])
+def test_a_ledger_that_is_damaged_counts_as_none(tmp_path: Path, files: str) -> None:
+    scans, out = write_blobs(tmp_path / "scans", 1, labelled=False), tmp_path / "out"
+    call = {"scans": str(scans), "model": str(save_model(tmp_path)), "output": str(out)}
+    segment(**call)
+    first, ledger = times(out), out / "segmented.json"
+    content = json.loads(ledger.read_text())
+    content["scans"]["blob_0"]["files"] = json.loads(files)
+    ledger.write_text(json.dumps(content))
+    segment(**call)
+    assert times(out) != first
+
+
+def test_a_run_that_is_stopped_on_new_settings_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans, out = write_blobs(tmp_path / "scans", 2, labelled=False), tmp_path / "out"
+    call = {"scans": str(scans), "model": str(save_model(tmp_path)), "output": str(out)}
+    segment(**call)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Predictor, "predict", _stop)
+        segment(**call)
+        assert (out / "result.json").is_file(), "nothing was to be done"
+        with pytest.raises(KeyboardInterrupt):
+            segment(**call, inference={"preset": "fast"})
+    assert not (out / "result.json").exists()
+    segment(**call, inference={"preset": "fast"})
+    assert (out / "result.json").is_file()
+
+
+def _stop(*_: object) -> Prediction:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["predict", "_prepared"])
+def test_a_scan_that_is_too_large_does_not_keep_others_from_being_segmented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    scans = write_blobs(tmp_path / "scans", 3, labelled=False)
+    first = read_scan(scans / "images" / "blob_0.nii.gz").array
+    original = getattr(Predictor, where)
+
+    def full(self: Predictor, array: np.ndarray, *others: Any) -> Any:
+        if array.shape == first.shape and np.array_equal(array, first):
+            np.empty(1 << 58, dtype=np.uint8)
+        return original(self, array, *others)
+
+    monkeypatch.setattr(Predictor, where, full)
+    result = segment(scans=str(scans), model=str(save_model(tmp_path)), output=str(tmp_path / "out"))
+    assert set(times(tmp_path / "out")) == {"blob_1.nii.gz", "blob_2.nii.gz"}
+    [text] = result["warnings"]
+    assert text.startswith("skipped") and "blob_0.nii.gz" in text and "too large for the memory" in text
+
+
+def test_a_scan_that_no_rung_can_hold_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = write_blobs(tmp_path / "scans", 1, labelled=False)
+    monkeypatch.setattr(Predictor, "_attempt", lambda *_: np.empty(1 << 58, dtype=np.uint8))
+    with pytest.raises(DataError, match="none of the 1"):
+        segment(scans=str(scans), model=str(save_model(tmp_path)), output=str(tmp_path / "out"))
+    events = (tmp_path / "out" / "events.jsonl").read_text(encoding="utf-8")
+    assert "blob_0.nii.gz" in events and "out of memory" in events and "a smaller model" in events
+
+
+def test_what_is_odd_about_a_scan_is_told(tmp_path: Path) -> None:
+    scan = write_blobs(tmp_path / "scans", 1, labelled=False) / "images" / "blob_0.nii.gz"
+    image = nibabel.load(scan)
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nibabel.save(image, scan)
+    result = segment(scans=str(scan), model=str(save_model(tmp_path)), output=str(tmp_path / "out"))
+    [text] = result["warnings"]
+    assert text.startswith(str(scan)) and "left and right may be swapped" in text
 
 
 def test_a_model_may_be_a_zip_or_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
