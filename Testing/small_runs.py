@@ -22,8 +22,14 @@ TINY: dict[str, dict[str, object]] = {
     "plan": {"crop": [16, 16, 16], "patch": [4, 4, 4], "region": [8, 8, 8]},
     "network": {"features": [4, 8]},
     "pretraining": {"steps": 6, "batch": 3, "projection": 8, "checkpoint_every": 2, "contrast_stage": 1},
-    "finetuning": {"steps": 6, "batch": 2, "validate_every": 3, "checkpoint_every": 2, "validation_cases": 1,
-                   "precision": "float32"},  # fmt: skip
+    "finetuning": {
+        "steps": 6,
+        "batch": 2,
+        "validate_every": 3,
+        "checkpoint_every": 2,
+        "validation_cases": 1,
+        "precision": "float32",
+    },
 }
 """Settings of a tiny run."""
 

@@ -325,8 +325,8 @@ class InferenceSettings:
 
     preset: Literal["fast", "balanced", "best"] = setting(
         "balanced",
-        "fast: windows overlap by a quarter and follow the body; balanced: by a half; best: by five eighths, and each "
-        "is flipped too along the axes along which the model was trained to be flipped",
+        "fast: windows overlap by a quarter and follow the body; balanced: by a half; best: by five eighths, and "
+        "each is flipped too along the axes along which the model was trained to be flipped",
     )
     overlap: Optional[float] = setting(
         None, "share by which neighbouring windows overlap; without: what the preset says"

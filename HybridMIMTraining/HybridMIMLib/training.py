@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine, Events
@@ -25,6 +26,25 @@ from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import atomic_path
 
 LARGEST_GRADIENT = 5.0
+POWER = 0.9
+"""Of the polynomial schedule; that of nnU-Net (Isensee et al., arXiv:1904.08128)."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a tensor learns beside the others.
+
+    Attributes:
+        share: of the learning rate.
+        after: steps in which it does not learn yet, infinite where it never does; its rate then rises in as many
+            steps as that of the others did, because the optimizer knows nothing of it before.
+    """
+
+    share: float = 1.0
+    after: float = 0
+
+
+EVEN = Pace()
 
 
 @dataclass(frozen=True)
@@ -34,20 +54,28 @@ class Schedule:
     Attributes:
         steps: optimizer steps.
         learning_rate: peak.
-        warmup_steps: steps in which it rises linearly; it falls as half a cosine afterwards.
-        weight_decay: of AdamW.
+        warmup_steps: steps in which it rises linearly.
+        weight_decay: of AdamW, of all tensors alike.
+        shape: how it falls afterwards, as half a cosine or as a polynomial; it never reaches 0.
     """
 
     steps: int
     learning_rate: float
     warmup_steps: int
     weight_decay: float
+    shape: Literal["cosine", "poly"] = "cosine"
 
-    def rate(self, step: int) -> float:
-        """Learning rate of ``step``, counted from 1."""
+    def rate(self, step: int, pace: Pace = EVEN) -> float:
+        """Learning rate of ``step``, counted from 1, for tensors of a pace."""
+        late = min((step - pace.after) / max(self.warmup_steps, 1), 1.0) if pace.after else 1.0
+        return self._common(step) * pace.share * max(late, 0.0)
+
+    def _common(self, step: int) -> float:
         warmup = min(self.warmup_steps, self.steps - 1)
         if step <= warmup:
             return self.learning_rate * step / warmup
+        if self.shape == "poly":
+            return self.learning_rate * max(1 - (step - warmup) / (self.steps - warmup + 1), 0.0) ** POWER
         passed = (step - warmup) / max(self.steps - warmup, 1)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0)) * 0.999)
 
@@ -67,6 +95,12 @@ class TrainingLoop:
             such as drawing; 0 = at the end only. It comes before the checkpoint of that step, so that a run which is
             continued leaves none out.
         memory: numbers that the validation keeps, such as the best score; saved with the checkpoint.
+        paces: name of a parameter → how fast it learns; None: all learn alike.
+        enough: asked after each validation, in one process alone: whether to end the training there.
+        cases: step → names of the cases that its crops are of, to be named where a step goes wrong.
+        done: steps that were done, of this run and of those that it continues.
+        seconds: that these took, with validations and looks.
+        ended_early: whether ``enough`` ended it.
     """
 
     name: str
@@ -80,9 +114,15 @@ class TrainingLoop:
     validate_every: int = 0
     looks: Sequence[tuple[int, Callable[[int], None]]] = ()
     memory: dict[str, float] = field(default_factory=dict)
+    paces: Callable[[str], Pace] | None = None
+    enough: Callable[[], bool] | None = None
+    cases: Callable[[int], Sequence[str]] | None = None
+    done: int = field(default=0, init=False)
+    seconds: float = field(default=0.0, init=False)
+    ended_early: bool = field(default=False, init=False)
 
     def run(self) -> dict[str, float]:
-        """Train to the last step.
+        """Train to the last step, or until it is enough.
 
         Returns:
             The losses of the last step.
@@ -91,49 +131,70 @@ class TrainingLoop:
             RunError: the checkpoint does not belong to this run, or the losses are no numbers any more.
             DiskError: a checkpoint could not be written.
         """
-        self._optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=self.schedule.weight_decay)
+        groups = self._groups()
+        self._paces = list(groups)
+        self._optimizer = torch.optim.AdamW(
+            [{"params": parameters} for parameters in groups.values()], weight_decay=self.schedule.weight_decay
+        )
         self._last: dict[str, float] = {}
-        done = self._continue()
+        self.done = self._saved = self._continue()
         self._broken_at: Tensor | None = None
-        self._phase = self.events.phase(self.name, self.schedule.steps, done)
+        self._began = time.monotonic() - self.seconds
+        self._phase = self.events.phase(self.name, self.schedule.steps, self.done)
         engine = Engine(lambda engine, _: self._step(engine.state.iteration))
         # ignite logs every exception that passes through; who called this says it once, in words.
         engine.logger.setLevel(logging.CRITICAL)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self._after(e.state.iteration, e.state.output))
-        if done < self.schedule.steps:
-            engine.load_state_dict({"iteration": done, "max_epochs": 1, "epoch_length": self.schedule.steps})
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self._after(e, e.state.output))
+        if self.done < self.schedule.steps and not self.ended_early:
+            engine.load_state_dict({"iteration": self.done, "max_epochs": 1, "epoch_length": self.schedule.steps})
             engine.run()
         return self._last
 
+    def _groups(self) -> dict[Pace, list[nn.Parameter]]:
+        """The parameters by their pace. One that has no gradient yet has no place in the optimizer's state either."""
+        groups: dict[Pace, list[nn.Parameter]] = {}
+        for name, parameter in self.module.named_parameters():
+            groups.setdefault(self.paces(name) if self.paces else EVEN, []).append(parameter)
+        return groups
+
     def _step(self, step: int) -> dict[str, Tensor]:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.schedule.rate(step)
+        for group, pace in zip(self._optimizer.param_groups, self._paces):
+            group["lr"] = self.schedule.rate(step, pace)
         self.module.train()
         losses = self.losses(step)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
         # A step with a gradient that is not finite destroys the weights; the run is stopped before they are kept.
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), LARGEST_GRADIENT)
-        self._remember_if_broken(step, norm)
+        self._remember_if_broken(step, torch.stack([norm, total.detach()]))
         self._optimizer.step()
         means = distributed.averaged(torch.stack([loss.detach() for loss in losses.values()]))
         return dict(zip(losses, means))
 
-    def _remember_if_broken(self, step: int, norm: Tensor) -> None:
-        """Note on the device whether a gradient was not finite; to look at once, the host would wait every step."""
-        broken = torch.where(torch.isfinite(norm), 0, step)
+    def _remember_if_broken(self, step: int, numbers: Tensor) -> None:
+        """Note on the device whether one of them is not finite; to look at once, the host would wait every step."""
+        broken = torch.where(torch.isfinite(numbers).all(), 0, step)
         earlier = broken if self._broken_at is None else self._broken_at
         self._broken_at = torch.where(earlier > 0, earlier, broken)
 
     def _check_not_broken(self) -> None:
         step = 0 if self._broken_at is None else int(self._broken_at)
         if step:
-            raise RunError(
-                f"{self.name}, step {step}: the gradient is not finite",
-                cure=f"Lower the learning rate (now {self.schedule.learning_rate}), or try another --seed.",
-            )
+            raise self._broken(step)
 
-    def _after(self, step: int, losses: dict[str, Tensor]) -> None:
+    def _broken(self, step: int) -> RunError:
+        names = dict.fromkeys(self.cases(step)) if self.cases else {}
+        crops = f"; its crops are of {', '.join(names)}" if names else ""
+        kept = f"; what was learnt up to step {self._saved} is kept in {self.checkpoint}" if self._saved else ""
+        look = "Look at these scans and their label maps, lower" if names else "Lower"
+        return RunError(
+            f"{self.name}, step {step}: the loss or its gradient is not finite{crops}{kept}",
+            cure=f"{look} the learning rate (now {self.schedule.learning_rate}), or try another --seed.",
+        )
+
+    def _after(self, engine: Engine, losses: dict[str, Tensor]) -> None:
+        step = self.done = engine.state.iteration
         validates = self.validate is not None and self._turn(step, self.validate_every)
         looks = [look for every, look in self.looks if self._turn(step, every)]
         saves = self._turn(step, self.checkpoint_every)
@@ -148,16 +209,20 @@ class TrainingLoop:
         with distributed.alone():
             if self.validate is not None and validates:
                 self._phase.progress(step, metrics=self.validate(step))
-            for look in looks:
+                self.ended_early = step < self.schedule.steps and self.enough is not None and self.enough()
+            for look in [look for _, look in self.looks] if self.ended_early else looks:
                 look(step)
-        if saves:
+        if saves or self.ended_early:
             self._save(step)
+        if self.ended_early:
+            engine.terminate()
 
     def _turn(self, step: int, every: int) -> bool:
         """Whether what is done ``every`` so many steps is done after this one; at the end everything is."""
         return step == self.schedule.steps or (every > 0 and step % every == 0)
 
     def _save(self, step: int) -> None:
+        self._note_seconds()
         state = {
             "phase": self.name,
             "step": step,
@@ -165,9 +230,15 @@ class TrainingLoop:
             "optimizer": self._optimizer.state_dict(),
             "memory": self.memory,
             "losses": self._last,
+            "seconds": self.seconds,
+            "ended_early": self.ended_early,
         }
         with atomic_path(self.checkpoint) as temporary:
             torch.save(state, temporary)
+        self._saved = step
+
+    def _note_seconds(self) -> None:
+        self.seconds = time.monotonic() - self._began
 
     def _continue(self) -> int:
         """Load the checkpoint, if there is one; the step it was made after."""
@@ -181,6 +252,7 @@ class TrainingLoop:
             self._optimizer.load_state_dict(state["optimizer"])
             self.memory.update(state["memory"])
             self._last = dict(state["losses"])
+            self.seconds, self.ended_early = float(state.get("seconds", 0)), bool(state.get("ended_early"))
             step = int(state["step"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(

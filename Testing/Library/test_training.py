@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventLog, EventReader, Phase
 from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
 from HybridMIMLib.randomness import random_stream, stream_key
-from HybridMIMLib.training import Schedule, TrainingLoop, load_checkpoint
+from HybridMIMLib.training import Pace, Schedule, TrainingLoop, load_checkpoint
 
 
 class PowerCutError(Exception):
@@ -88,7 +90,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
     loop = make_loop(tmp_path)
     good = loop.losses
     loop.losses = lambda step: {name: loss * (float("nan") if step >= 6 else 1) for name, loss in good(step).items()}
-    with pytest.raises(RunError, match="step 6: the gradient is not finite"):
+    with pytest.raises(
+        RunError,
+        match="step 6: the loss or its gradient is not finite; what was learnt up to step 4 is kept in .*checkpoint",
+    ):
         loop.run()
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
     assert kept["step"] == 4 and all(tensor.isfinite().all() for tensor in kept["module"].values())
@@ -140,8 +145,131 @@ def test_learning_rate_rises_then_falls() -> None:
     assert 0 < rates[-1] < 0.01
 
 
-def test_learning_rate_of_one_single_step() -> None:
-    assert Schedule(1, 1.0, warmup_steps=10, weight_decay=0.0).rate(1) > 0
+@pytest.mark.parametrize("shape", ["cosine", "poly"])
+def test_learning_rate_of_one_single_step(shape: Any) -> None:
+    assert Schedule(1, 1.0, warmup_steps=10, weight_decay=0.0, shape=shape).rate(1) > 0
+
+
+def test_polynomial_of_nnu_net_after_the_warm_up() -> None:
+    schedule = Schedule(steps=103, learning_rate=2.0, warmup_steps=3, weight_decay=0.0, shape="poly")
+    assert [schedule.rate(step) for step in (1, 2, 3)] == pytest.approx([2 / 3, 4 / 3, 2])
+    for after in range(1, 101):
+        assert schedule.rate(3 + after) == pytest.approx(2 * (1 - after / 101) ** 0.9)
+
+
+def test_a_tensor_that_comes_late_is_warmed_up_too() -> None:
+    schedule = Schedule(steps=100, learning_rate=1.0, warmup_steps=4, weight_decay=0.0)
+    late = Pace(share=0.5, after=20)
+    assert [schedule.rate(20 + n, late) / schedule.rate(20 + n) for n in (0, 1, 2, 3, 4, 5)] == pytest.approx(
+        [0, 0.125, 0.25, 0.375, 0.5, 0.5]
+    )
+    assert schedule.rate(50, Pace(after=math.inf)) == 0
+    assert Schedule(9, 1.0, warmup_steps=0, weight_decay=0.0).rate(5, late) == 0
+
+
+# --- paces --------------------------------------------------------------------------------------------------
+
+
+def first_is_slow(name: str) -> Pace:
+    return Pace(0.01) if name.startswith("0.") else Pace()
+
+
+def test_a_share_of_the_rate_is_a_share_of_the_way(tmp_path: Path) -> None:
+    """AdamW's first step goes as far as its learning rate, whatever the gradient."""
+    loop = make_loop(tmp_path, steps=1)
+    loop.schedule, loop.paces = Schedule(1, 0.1, warmup_steps=0, weight_decay=0.0), first_is_slow
+    before = weights(loop)
+    loop.run()
+    moved = [float((a - b).abs().max()) for a, b in zip(before, weights(loop))]
+    rate = loop.schedule.rate(1)
+    assert moved == pytest.approx([0.01 * rate, 0.01 * rate, rate, rate], rel=5e-2)
+
+
+@pytest.mark.parametrize("stop_at", [3, 6, 10])
+def test_paces_go_on_where_they_were(tmp_path: Path, stop_at: int) -> None:
+    loops = [make_loop(tmp_path / name, stop_at=stop) for name, stop in (("a", None), ("b", stop_at), ("b", None))]
+    for loop in loops:
+        loop.checkpoint.parent.mkdir(exist_ok=True)
+        loop.paces = first_is_slow
+    loops[0].run()
+    with pytest.raises(PowerCutError):
+        loops[1].run()
+    loops[2].run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(loops[0]), weights(loops[2])))
+
+
+# --- early end ----------------------------------------------------------------------------------------------
+
+
+def impatient(folder: Path, seen: list[int], stop_at: int | None = None) -> TrainingLoop:
+    """Enough after two validations that were counted in the memory."""
+    loop = make_loop(folder, stop_at=stop_at)
+
+    def validate(step: int) -> dict[str, float]:
+        seen.append(step)
+        loop.memory["met"] = loop.memory.get("met", 0) + 1
+        return {}
+
+    loop.validate, loop.validate_every = validate, 3
+    loop.enough = lambda: loop.memory["met"] >= 2
+    return loop
+
+
+def test_it_ends_when_it_is_enough_and_does_nothing_more(tmp_path: Path) -> None:
+    seen: list[int] = []
+    first, looks = impatient(tmp_path, seen), []
+    first.looks = [(0, looks.append)]
+    first.run()
+    assert (seen, looks, first.done, first.ended_early) == ([3, 6], [6], 6, True) and first.seconds > 0
+    assert load_checkpoint(first.checkpoint)["step"] == 6, "the last step is kept, though no checkpoint was due"
+    again = impatient(tmp_path, seen, stop_at=7)
+    again.run()
+    assert (seen, again.done, again.ended_early, again.memory["met"]) == ([3, 6], 6, True, 2)
+    assert again.seconds == first.seconds
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again)))
+
+
+def test_a_run_killed_before_its_early_end_ends_there_too(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole, seen = impatient(tmp_path / "whole", []), []
+    whole.run()
+    with pytest.raises(PowerCutError):
+        impatient(tmp_path / "killed", seen, stop_at=6).run()
+    again = impatient(tmp_path / "killed", seen)
+    again.run()
+    assert (seen, again.done, again.ended_early) == ([3, 6], 6, True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again)))
+
+
+def test_enough_at_the_last_step_is_no_early_end(tmp_path: Path) -> None:
+    loop = impatient(tmp_path, [])
+    loop.validate_every = 6
+    loop.run()
+    assert (loop.done, loop.ended_early) == (12, False)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------
+
+
+def test_the_cases_of_the_step_that_went_wrong_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Phase, "due", lambda phase, step: False)
+    loop, asked = make_loop(tmp_path), []
+    good = loop.losses
+    loop.losses = lambda step: {name: loss * (float("inf") if step == 3 else 1) for name, loss in good(step).items()}
+    loop.cases = lambda step: asked.append(step) or ("scan 7", "scan 9", "scan 7")
+    with pytest.raises(RunError, match="step 3: .* its crops are of scan 7, scan 9. Look at these scans") as caught:
+        loop.run()
+    assert asked == [3], "names are drawn where something is wrong alone"
+    assert "is kept" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_where_its_gradient_is_one(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path)
+    good = loop.losses
+    loop.losses = lambda step: {**good(step), "constant": torch.tensor(float("nan" if step == 2 else 0))}
+    with pytest.raises(RunError, match="step 2: the loss"):
+        loop.run()
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:

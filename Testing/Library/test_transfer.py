@@ -17,7 +17,7 @@ from HybridMIMLib.config import NetworkSettings, PretrainingSettings, make_run
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.events import EventReader
-from HybridMIMLib.finetuning.run import begin_with
+from HybridMIMLib.finetuning.start import begin_with
 from HybridMIMLib.model_package import load_model
 from HybridMIMLib.networks import EncoderDecoder, make_backbone
 from HybridMIMLib.pretrained import Origin, Pretrained, load_pretrained, save_pretrained

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,32 +14,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from HybridMIMLib import __version__
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
-from HybridMIMLib.data.classes import LabelClass, Region
+from HybridMIMLib.data.classes import Region
+from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
-from HybridMIMLib.data.patches import CropSampler, keys_on
+from HybridMIMLib.data.patches import CropBatch, CropSampler, keys_on
+from HybridMIMLib.data.plan import fingerprint
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
-from HybridMIMLib.data.splits import Split, draw_split, read_split, shared_patients
 from HybridMIMLib.data.survey import CaseFacts, classes_of, read_case, survey
-from HybridMIMLib.errors import DataError, LabelError
 from HybridMIMLib.evaluation.dice import dice_by_class, dice_by_region, mean_dice
-from HybridMIMLib.events import EventLog
+from HybridMIMLib.events import EventLog, duration
+from HybridMIMLib.finetuning.cases import Chosen, choose_cases
 from HybridMIMLib.finetuning.loss import segmentation_losses, set_initial_shares
+from HybridMIMLib.finetuning.precision import in_precision, settle_precision, takes_half
+from HybridMIMLib.finetuning.start import Freezer, begin_with, check_start, paces
+from HybridMIMLib.inference.engines import TorchEngine
 from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import ModelPackage
-from HybridMIMLib.networks import EncoderDecoder, SegmentationNetwork, make_segmentation_network
+from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.memory import crop_bytes, settle_batch
 from HybridMIMLib.pretrained import Pretrained
-from HybridMIMLib.runs import carry_out, keep_inputs
+from HybridMIMLib.runs import carry_out, keep_inputs, versions
 from HybridMIMLib.training import Schedule, TrainingLoop
-from HybridMIMLib.transfer import transfer
 from HybridMIMLib.weights import load_weights, restore, save_weights
 
+CPU = torch.device("cpu")
 FEWEST_CASES = 2
+WINDOWS = 2
+"""That go through the network at once in a validation, if the settings do not say: memory is full of training."""
 
 
 def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -50,7 +58,9 @@ def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
 
     Returns:
         ``model`` (path of the package), ``validation`` (Dice by class of the kept checkpoint), ``step`` it was
-        reached at, ``loaded`` (what came from the pre-trained weights), ``warnings``.
+        reached at, ``steps`` and ``seconds`` that were trained in all, ``ended_early`` (whether for want of a better
+        validation), ``trained_on`` (names of the cases), ``loaded`` (what came from the pre-trained weights),
+        ``warnings``.
 
     Raises:
         HybridMIMError: settings, scans, weights or disk do not allow it; the message names the cure.
@@ -64,12 +74,16 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     """Prepare, train, validate, write the package; see :func:`finetune`. ``dataset`` names a part of the cases."""
     device = choose_device(run.device)
     start = Pretrained.of(run)
+    check_start(run, start)
+    precision = settle_precision(run.finetuning.precision, device, folder, events)
     if start:
         run = replace(run, network=start.network_for(run))
     if dataset is None:
         dataset = dataset_of(run, "labelled")
     plan = start.plan_for(run) if start else None
     prepared = prepare_folder(run, "labelled", folder, events, plan, FEWEST_CASES, dataset, plan is not None)
+    # A class that is not there must not end the work after hours.
+    clean_up = CleanUp().with_settings(run.inference, prepared.classes)
     network_settings = settled(run.network, prepared.plan.spacing)
     run = replace(run, network=network_settings)
     batch = settle_batch(run.finetuning.batch, lambda: _crop_bytes(run, prepared), device, folder, events)
@@ -78,14 +92,16 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
     network = make_segmentation_network(network_settings, plan.channels, classes, plan.crop, run.seed)
     assert network.head.bias is not None
     set_initial_shares(network.head.bias)
-    loaded = begin_with(network.backbone, start, run.partial_weights, events)
-    shares = _split_cases(run, dataset, prepared.facts, prepared.classes, events)
+    encoder_alone = run.finetuning.start == "encoder"
+    loaded = begin_with(network.backbone, start, run.partial_weights, events, encoder_alone)
+    chosen = choose_cases(run, dataset, prepared.facts, prepared.classes, events)
     contents = {facts.case.name: facts.content for facts in prepared.facts}
-    kinds = zip(("training", "validation"), shares)
-    keep_inputs(folder / "split.json", {kind: {name: contents[name] for name in names} for kind, names in kinds})
+    split = chosen.split
+    keep_inputs(folder / "split.json", {kind: {n: contents[n] for n in names} for kind, names in split.items()})
+    used = {"training": chosen.training, "validation": chosen.validation}
     regions = _regions(dataset, prepared)
-    trainer = _Finetuning(run, prepared, network, shares, regions, folder, events, device)
-    memory = trainer.train()
+    trainer = _Finetuning(run, prepared, network, chosen, regions, folder, events, device, precision)
+    memory, progress = trainer.train(), trainer.progress
     package = ModelPackage(
         network,
         network_settings,
@@ -94,21 +110,36 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
         {
             "trained": datetime.now().astimezone().isoformat(timespec="seconds"),
             "pretrained": loaded,
-            "labelled_scans": len(shares[0]),
-            "validation_scans": len(shares[1]),
+            "labelled_scans": len(chosen.training),
+            "validation_scans": len(chosen.validation),
             "validation_dice": {k[len("best ") :]: v for k, v in memory.items() if k.startswith("best ")},
+            "step": int(memory.get("step", run.finetuning.steps)),
             "settings": asdict(run.finetuning),
             "seed": run.seed,
+            "device": device.type,
+            "versions": {"HybridMIM": __version__, **versions()},
+            "fingerprint": fingerprint(prepared.facts).to_json(),
+            "data": {kind: _digest(contents[name] for name in names) for kind, names in used.items()},
+            **progress,
         },
         model_name(run),
+        clean_up=clean_up,
+        flip_axes=tuple(sorted(set(run.finetuning.flip_axes))) if run.finetuning.augment else (),
     )
     package.save(folder / "model")
     return {
         "model": str(folder / "model"),
         "validation": package.provenance["validation_dice"],
         "step": int(memory.get("step", run.finetuning.steps)),
+        **progress,
+        "trained_on": chosen.training,
         "loaded": loaded,
     }
+
+
+def _digest(contents: Iterable[str]) -> str:
+    """One hash for a set of scans, whose names and number do not show."""
+    return hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
 
 
 def _crop_bytes(run: Run, prepared: Prepared) -> int:
@@ -131,12 +162,14 @@ def check_labelled(run: Run, dataset: Dataset) -> None:
     Raises:
         DataError: too few scans can be used, or the split does not fit them.
         LabelError: a label map is wrong, or a class was annotated in none of those to train on.
+        SettingsError: the device cannot train in the precision that was asked for.
     """
+    takes_half(run.finetuning.precision, choose_device(run.device))
     # What is merely odd is told when they are read again, for the fine-tuning itself.
     events = EventLog()
     facts = survey(dataset.cases, events, dataset.partial)
     classes = classes_of(facts, named_for_labels(dataset, _labels_met(facts)).classes)
-    _split_cases(run, dataset, facts, classes, events)
+    choose_cases(run, dataset, facts, classes, events)
 
 
 def model_name(run: Run) -> str:
@@ -150,17 +183,6 @@ def model_name(run: Run) -> str:
     return " ".join(name.split()) or "model"
 
 
-def begin_with(backbone: EncoderDecoder, start: Pretrained | None, partial: bool, events: EventLog) -> str:
-    """Fill the backbone from pre-trained weights, if any, and tell of it; the sentence sums it up."""
-    if start is None:
-        events.message("from scratch")
-        return "from scratch"
-    account = transfer(backbone, start, partial)
-    for line in account.lines():
-        events.message(line)
-    return account.sentence()
-
-
 class _Finetuning:
     """Steps, validation on whole scans with the predictor that users get, and the best checkpoint."""
 
@@ -169,40 +191,56 @@ class _Finetuning:
         run: Run,
         prepared: Prepared,
         network: SegmentationNetwork,
-        shares: Split,
+        chosen: Chosen,
         regions: Sequence[Region],
         folder: Path,
         events: EventLog,
         device: torch.device,
+        precision: torch.dtype,
     ) -> None:
         self.run, self.plan, self.classes, self.events = run, prepared.plan, prepared.classes, events
-        self.device, self.network = device, network
-        self.predictor = Predictor(network, prepared.plan, prepared.classes, run.inference, self.device)
-        training, validation = (set(names) for names in shares)
-        cases = [case for case in prepared.cases if case.name in training]
+        self.device, self.network, self.precision = device, network, precision
+        # The network that is trained itself, and no copy that another engine made of it.
+        engine = TorchEngine(network, self.device, run.inference.window_batch or WINDOWS)
+        self.predictor = Predictor(engine, prepared.plan, prepared.classes, run.inference)
+        cases = [case for case in prepared.cases if case.name in set(chosen.training)]
         self.sampler = CropSampler(cases, self.plan.crop, run.seed, "finetune", run.finetuning.foreground_share)
-        self.validation = [facts for facts in prepared.facts if facts.case.name in validation]
+        self.validation = [facts for facts in prepared.facts if facts.case.name in set(chosen.validation)]
         self.regions = tuple(regions)
         self.partial = any(case.annotated is not None for case in cases)
         self.folder, self.best = folder, folder / "best.safetensors"
+        self.freezer = Freezer(network.backbone, run.finetuning.frozen_steps)
         self.memory: dict[str, float] = {}
+        self.progress: dict[str, Any] = {}
 
     def train(self) -> dict[str, float]:
         """Train; the network holds the best weights afterwards. Returns score and step they were reached at."""
         chosen = self.run.finetuning
         self.network.to(self.device)
-        TrainingLoop(
+        loop = TrainingLoop(
             name="finetune",
             module=self.network,
             losses=self.losses,
-            schedule=Schedule(chosen.steps, chosen.learning_rate, chosen.warmup_steps, chosen.weight_decay),
+            schedule=Schedule(
+                chosen.steps, chosen.learning_rate, chosen.warmup_steps, chosen.weight_decay, chosen.schedule
+            ),
             checkpoint=self.folder / "checkpoint.pt",
             checkpoint_every=chosen.checkpoint_every,
             events=self.events,
             validate=self.validate if self.validation else None,
             validate_every=chosen.validate_every,
             memory=self.memory,
-        ).run()
+            paces=paces(self.network.backbone, chosen),
+            enough=self._is_enough,
+            cases=lambda step: self._batch(step, CPU).cases,
+        )
+        if chosen.frozen_steps:
+            steps = "all steps" if chosen.frozen_steps < 0 else f"the first {chosen.frozen_steps} steps"
+            self.events.message(f"the encoder is frozen in {steps}")
+        loop.run()
+        self.progress = {"steps": loop.done, "seconds": round(loop.seconds, 1), "ended_early": loop.ended_early}
+        if loop.ended_early:
+            self._tell_of_early_end()
         if self.validation:
             restore(self.network, load_weights(self.best)[0], self.best)
             self._warn_of_lost_classes()
@@ -218,75 +256,49 @@ class _Finetuning:
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """The losses of one step."""
-        batch = self.sampler.batch(step, self.run.finetuning.batch, self.device, labels=True)
+        self.freezer.at(step)
+        batch = self._batch(step, self.device)
         assert batch.label is not None
         image, label = batch.image, batch.label
         if self.run.finetuning.augment:
             drawn = draw_augmentation(batch.keys, self.plan.spacing, self.run.finetuning.flip_axes)
             image, label = apply_augmentation(image, label, drawn)
-        with dropout_keys(keys_on(batch.keys, self.device)):
+        with dropout_keys(keys_on(batch.keys, self.device)), in_precision(self.precision, self.device):
             scores = self.network(image)
-        return segmentation_losses(scores, label, batch.annotated if self.partial else None)
+        return segmentation_losses(scores.float(), label, batch.annotated if self.partial else None)
 
     def validate(self, step: int) -> dict[str, float]:
         """Dice on the whole validation scans, on their own grids; keeps the weights if they are the best yet."""
         rows = [self._dice(facts) for facts in self.validation]
         means = mean_dice(rows, [region.name for region in self.regions])
         score = 0.0 if math.isnan(means["mean"]) else means["mean"]
+        self.memory["waited"] = self.memory.get("waited", 0) + 1
         if score > self.memory.get("best mean", -1.0):
+            self.memory["waited"] = 0
             save_weights(self.best, self.network.state_dict(), {"step": step})
             self.memory.update({f"best {name}": value for name, value in means.items()}, step=step)
         return {f"validation {name}": value for name, value in means.items()}
 
+    def _is_enough(self) -> bool:
+        return 0 < self.run.finetuning.patience <= self.memory["waited"]
+
+    def _tell_of_early_end(self) -> None:
+        steps, seconds = self.progress["steps"], self.progress["seconds"]
+        self.events.message(
+            f"ended early, after {steps} of {self.run.finetuning.steps} steps and {duration(seconds)}: the mean Dice "
+            f"was best at step {self.memory['step']:.0f} ({self.memory['best mean']:.3f}), and "
+            f"{self.memory['waited']:.0f} validations since were no better"
+        )
+
+    def _batch(self, step: int, device: torch.device) -> CropBatch:
+        return self.sampler.batch(step, self.run.finetuning.batch, device, labels=True)
+
     def _dice(self, facts: CaseFacts) -> dict[str, float]:
         scan, label = read_case(facts.case)
         assert label is not None
-        found = self.predictor.predict(scan.array, scan.grid)
+        found = self.predictor.predict(scan.array, scan.grid).labels
         classes = dice_by_class(found, label.array, self.classes, facts.annotated)
         return {**classes, **dice_by_region(found, label.array, self.regions, facts.annotated)}
-
-
-def _split_cases(
-    run: Run, dataset: Dataset, found: Sequence[CaseFacts], classes: Sequence[LabelClass], events: EventLog
-) -> Split:
-    """The cases to train on and those held out: as a file says, or drawn by patient."""
-    patients = {facts.case.name: facts.patient for facts in found}
-    if run.finetuning.split is None:
-        shares = draw_split(patients, _held_out(run, len(patients)), run.seed)
-    else:
-        file = user_path(run.finetuning.split)
-        shares = read_split(file, list(patients), (case.name for case in dataset.cases))
-        if both := shared_patients(shares, patients):
-            events.warning(f"{file}: scans of patient {both[0]} are both trained on and validated on.")
-    _check_annotated(run, [facts for facts in found if facts.case.name in set(shares[0])], classes)
-    return shares
-
-
-def _held_out(run: Run, count: int) -> int:
-    held_out = run.finetuning.validation_cases
-    if held_out < 0:
-        held_out = max(count // 5, 1)
-    if held_out > count - 1:
-        raise DataError(
-            f"{run.labelled}: {count} labelled scans, of which {held_out} are to be held out for validation",
-            cure="Add labelled scans, or lower finetuning.validation_cases.",
-        )
-    return held_out
-
-
-def _check_annotated(run: Run, training: Sequence[CaseFacts], classes: Sequence[LabelClass]) -> None:
-    """A class that is annotated nowhere would be learnt from nothing."""
-    if any(facts.annotated is None for facts in training):
-        return
-    known = set().union(*(facts.annotated or () for facts in training))
-    for one in classes:
-        if one.label not in known:
-            raise LabelError(
-                f"{run.labelled}: class {one.name} ({one.label}) is annotated in none of the {len(training)} scans "
-                "to train on",
-                cure="Add scans in which it is annotated, remove it from the names of the classes, or choose who "
-                "is trained on with finetuning.split.",
-            )
 
 
 def _regions(dataset: Dataset, prepared: Prepared) -> tuple[Region, ...]:

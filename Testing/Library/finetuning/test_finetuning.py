@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_runs import TINY, write_blobs
 
-from HybridMIMLib import finetune, train
+from HybridMIMLib import __version__, finetune, train
 from HybridMIMLib.config import make_run
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.layouts import named_for_labels, open_dataset
@@ -25,9 +26,9 @@ from HybridMIMLib.evaluation.dice import dice_by_class, mean_dice
 from HybridMIMLib.events import EventLog, EventReader
 from HybridMIMLib.files import read_json
 from HybridMIMLib.finetuning.run import check_labelled
+from HybridMIMLib.inference.engines import TorchEngine
 from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import load_model
-from HybridMIMLib.networks.device import choose_device
 
 NAMES = {"1": "Bright", "2": "Dark"}
 GRID = Grid((20, 20, 20), np.eye(4))
@@ -172,13 +173,14 @@ def test_a_class_that_was_annotated_in_a_few_scans_is_learnt_from_these(tmp_path
 def dice_on(cases: Path, model: Path) -> dict[str, float]:
     package = load_model(model)
     run = make_run(None, {})
-    predictor = Predictor(package.network, package.plan, package.classes, run.inference, choose_device("cpu"))
+    engine = TorchEngine(package.network, torch.device("cpu"))
+    predictor = Predictor(engine, package.plan, package.classes, run.inference)
     rows = []
     for case in open_dataset(cases, labelled=True).cases:
         scan = read_scan(case.images[0])
         assert case.label is not None
         label = read_label_map(case.label, scan.grid)
-        rows.append(dice_by_class(predictor.predict(scan.array, scan.grid), label.array, package.classes))
+        rows.append(dice_by_class(predictor.predict(scan.array, scan.grid).labels, label.array, package.classes))
     return mean_dice(rows)
 
 
@@ -234,7 +236,11 @@ def test_regions_stand_beside_the_classes(tmp_path: Path) -> None:
     scores = result["validation"]
     assert list(scores) == ["Bright", "Dark", "Either", "mean"] and scores["Either"] > 0
     assert scores["mean"] == pytest.approx((scores["Bright"] + scores["Dark"]) / 2)
-    assert read_description(Path(result["model"])).provenance["validation_dice"] == scores
+    made = read_description(Path(result["model"])).provenance
+    assert made["validation_dice"] == scores and made["step"] == result["step"]
+    assert (made["seed"], made["versions"]["HybridMIM"], made["fingerprint"]["scans"]) == (0, __version__, 4)
+    assert sum(made["fingerprint"]["modalities"].values()) == 4
+    assert {len(digest) for digest in made["data"].values()} == {64} and len(set(made["data"].values())) == 2
 
 
 def write_brats(folder: Path, count: int, enhancing: int) -> Path:
