@@ -12,8 +12,9 @@ DEMO_OUTPUT ?= hybridmim-demo
 demo: $(READY)
 	$(BIN)/python -m HybridMIMLib demo --output "$(DEMO_OUTPUT)"
 
+# A process for each core; the tests of one file stay together, because they share what they make.
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python Testing/Benchmarks/first_way.py

@@ -101,7 +101,7 @@ def test_a_name_is_taken_like_a_file() -> None:
         == load_settings(PRESETS / "btcv.yaml")
     )
     assert parse("train", ["--config=btcv"]) == load_settings(PRESETS / "btcv.yaml")
-    assert parse("demo", ["--config", "ct-chest"]).pretraining.steps == 120, "the demo's own defaults stay"
+    assert parse("demo", ["--config", "ct-chest"]).pretraining.steps == 100, "the demo's own defaults stay"
 
 
 def test_several_are_stacked_and_options_win_over_all(tmp_path: Path) -> None:
