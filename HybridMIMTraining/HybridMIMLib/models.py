@@ -18,10 +18,13 @@ from typing import Any
 from HybridMIMLib.bundle import why_not_in_monai
 from HybridMIMLib.config import Run, make_run, user_path
 from HybridMIMLib.data.model_description import LONGEST_LICENSE, ModelDescription, read_description
-from HybridMIMLib.data.model_store import add, all_models, is_added, models_folder, remove
+from HybridMIMLib.data.model_store import add, all_models, damaged_models, is_added, locate, models_folder, remove
 from HybridMIMLib.data.package_files import file_name, pack
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.model_package import check_shapes, load_model
+
+_PATH = re.compile(r"(\S+|.*[/\\].*)\.(txt|md|rst)", re.IGNORECASE)
+"""What hardly is a license in words."""
 
 
 def pack_model(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -39,6 +42,7 @@ def pack_model(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     """
     run = make_run(run, settings)
     output, source = run.folder("output", "the package to write, such as liver.zip"), _model(run)
+    _check_not_inside(output, locate(source))
     package = load_model(source)
     package = replace(
         package,
@@ -89,8 +93,9 @@ def list_models(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     """The models that were added and those that runs made, newest first.
 
     Returns:
-        ``models``: for each ``name``, ``path``, ``classes``, ``trained``, ``added`` (not made by a run here); and
-        ``folder``, where added ones are kept.
+        ``models``: for each ``name``, ``path``, ``classes``, ``trained``, ``added`` (not made by a run here);
+        ``damaged``: paths of those that were added and can no longer be read; and ``folder``, where added ones are
+        kept.
     """
     make_run(run, settings)
     rows = [
@@ -103,7 +108,8 @@ def list_models(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         }
         for one in all_models()
     ]
-    return {"models": rows, "folder": str(models_folder())}
+    damaged = [str(path) for path in damaged_models()]
+    return {"models": rows, "damaged": damaged, "folder": str(models_folder())}
 
 
 def remove_model(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -115,8 +121,8 @@ def remove_model(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     Raises:
         HybridMIMError: no such model was added, or it could not be deleted.
     """
-    found = remove(_model(make_run(run, settings)))
-    return {"name": found.name, "path": str(found.path)}
+    name, path = remove(_model(make_run(run, settings)))
+    return {"name": name, "path": str(path)}
 
 
 def _model(run: Run) -> str:
@@ -150,11 +156,21 @@ def _license(run: Run) -> str | None:
         raise SettingsError(
             f"{file}: the license cannot be read ({error})", cure="Give a text file in UTF-8."
         ) from error
+    if text == run.license and _PATH.fullmatch(text.strip()) and "://" not in text:
+        raise SettingsError(
+            f"{file}: there is no such file with a license", cure="Check the path, or give the license in words."
+        )
     if not 0 < len(text.strip()) <= LONGEST_LICENSE:
         raise SettingsError(
             f"the license has {len(text.strip())} letters", cure=f"Give from 1 to {LONGEST_LICENSE} letters."
         )
     return text
+
+
+def _check_not_inside(output: Path, source: Path) -> None:
+    """A file more would make the model itself one that is refused."""
+    if source.is_dir() and source.resolve() in output.resolve().parents:
+        raise SettingsError(f"{output}: is inside the model itself", cure="Choose another --output.")
 
 
 def _check_no_folder(output: Path) -> None:

@@ -144,6 +144,11 @@ def parse(line: bytes) -> Request:
         return _request(content)
     except HybridMIMError as error:
         raise RequestError(error.message, cure=error.cure, id_=id_) from error
+    except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
+        # Such as a number that no float can hold. Whoever asked waits for an answer with the id.
+        raise RequestError(
+            f"the request cannot be understood ({error})", cure="Give each field a value of its kind.", id_=id_
+        ) from error
 
 
 def encode(content: Mapping[str, Any]) -> bytes:

@@ -60,9 +60,10 @@ class Tasks:
         device = request.device or self._own_device
         try:
             self.model.load(request.model)
+            voice.phase("load")
             with self.model.predictor(_settings(request.inference), device, voice.message):
-                # On its device now, and the settings are known to suit it.
-                pass
+                # On its device now, and the settings are known to suit it. A cancelled one must not end as done.
+                voice.phase("load")
         except BaseException:
             self.model.forget()
             raise
@@ -81,7 +82,8 @@ class Tasks:
             clock.phase("read")
             case = Case(scan_name(request.scan[0]), request.scan, None)
             scan, _ = read_volumes(case, predictor.plan.channels)
-            _check_can_hold(request.output, scan)
+            for path in _to_write(request):
+                _check_can_hold(path, scan)
             for text in scan.warnings:
                 voice.message(text, level="warning")
             clock.phase("segment")
@@ -121,6 +123,11 @@ class Tasks:
 
 def explain(error: Exception) -> HybridMIMError | None:
     """What to tell the user of an error that is none of ours; None where it is a defect."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return DiskError(
+            f"{error.filename}: cannot be read or written ({error.strerror})",
+            cure="Check that it is there, and choose another place or a shorter name.",
+        )
     if not is_out_of_memory(error):
         return None
     return HybridMIMError(
@@ -167,18 +174,24 @@ def _check_places(request: Segment) -> None:
     Raises:
         DiskError: a result has no place.
     """
-    for path in filter(None, (request.output, request.uncertainty)):
+    for path in _to_write(request):
         if path.is_dir():
             raise DiskError(f"{path}: is a folder", cure="Choose the name of a file.")
         if any(scan.exists() and path.exists() and path.samefile(scan) for scan in request.scan):
             raise DiskError(f"{path}: is the scan itself", cure="Choose another file.")
         make_folder(path.parent)
+    if request.layers is not None and request.layers.exists() and not request.layers.is_dir():
+        raise DiskError(f"{request.layers}: is a file", cure="Choose a folder for the layers.")
 
 
-def _check_can_hold(output: Path, scan: ScanItems) -> None:
-    if scan.is_4d and not is_nifti(output):
+def _to_write(request: Segment) -> list[Path]:
+    return [request.output, *([] if request.uncertainty is None else [request.uncertainty])]
+
+
+def _check_can_hold(path: Path, scan: ScanItems) -> None:
+    if scan.is_4d and not is_nifti(path):
         raise LabelError(
-            f"{output}: cannot hold the label maps of {len(scan)} volumes (4D)", cure="Choose a .nii.gz file."
+            f"{path}: cannot hold the results of {len(scan)} volumes (4D)", cure="Choose a .nii.gz file."
         )
 
 

@@ -69,9 +69,11 @@ def test_a_license_is_a_text_or_a_file(model: Path, tmp_path: Path) -> None:
     assert packed["license"] == "MIT Licénse"
     assert (tmp_path / "a" / LICENSE).read_text(encoding="utf-8") == "MIT Licénse\n\nPermission is …\n"
     (tmp_path / "other.txt").write_bytes(b"\xff\xfe")
-    for wrong in (tmp_path / "other.txt", " "):
+    for wrong in (tmp_path / "other.txt", " ", "no-such-license.txt", tmp_path / "no such.md"):
         with pytest.raises(SettingsError, match="license"):
             pack_model(model=model, output=tmp_path / "a", license=wrong)
+    for words in ("https://example.org/LICENSE.txt", "See LICENSE.txt"):
+        assert pack_model(model=model, output=tmp_path / "a", license=words)["license"] == words
 
 
 def test_clean_up_goes_with_the_package_and_paths_do_not(model: Path, tmp_path: Path) -> None:
@@ -146,3 +148,26 @@ def test_a_damaged_package_is_one_line_and_exit_code_1(
     assert main(["model", "add", f"--model={tmp_path / 'a.zip'}"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path / 'a.zip'}: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "lpt1", "\U00020000" * 60, "肝" * 60, "..."])
+def test_what_was_packed_can_be_added_whatever_it_is_called(model: Path, tmp_path: Path, name: str) -> None:
+    pack_model(model=model, output=tmp_path / "a.zip", name=name)
+    assert add_model(model=tmp_path / "a.zip")["name"] == name
+
+
+@pytest.mark.parametrize("inside", ["liver.zip", "copy", "docs/liver.zip"])
+def test_nothing_is_packed_into_the_model_itself(model: Path, inside: str) -> None:
+    with pytest.raises(SettingsError, match="is inside the model itself"):
+        pack_model(model=model, output=model / inside)
+    assert load_model(model).name == "Léber"
+
+
+def test_one_that_can_no_longer_be_read_is_listed_and_removed(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(add_model(model=model)["path"])
+    (path / METADATA).write_text("{")
+    assert list_models()["damaged"] == [str(path)]
+    assert main(["model", "list"]) == 0 and str(path) in capsys.readouterr().out
+    assert main(["model", "remove", "--model", str(path)]) == 0 and not path.exists()

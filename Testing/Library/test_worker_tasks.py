@@ -21,8 +21,8 @@ from HybridMIMLib.errors import DiskError, LabelError, SettingsError
 from HybridMIMLib.inference import warm_model
 from HybridMIMLib.inference.torch_engine import TorchEngine
 from HybridMIMLib.worker_protocol import LAST_EVENTS, Load, Segment
-from HybridMIMLib.worker_queue import Worker
-from HybridMIMLib.worker_tasks import Tasks
+from HybridMIMLib.worker_queue import Cancelled, Worker
+from HybridMIMLib.worker_tasks import Tasks, explain
 
 TORCH: Mapping[str, Any] = {"engine": "torch"}
 GRID = Grid((20, 18, 16), np.diag([2.0, 1.5, 1.0, 1.0]))
@@ -92,9 +92,32 @@ def test_each_volume_of_a_4d_scan_is_segmented(tmp_path: Path) -> None:
     assert found.keys() == {2, 7}
     done, of = zip(*notes.counts)
     assert list(done) == sorted(done) and set(of) == {done[-1]} and answer["windows"] == done[-1]
-    with pytest.raises(LabelError, match="3 volumes"):
-        Tasks("cpu").segment(request(tmp_path, scan, tmp_path / "model", output=tmp_path / "label.nrrd"), Notes())
-    assert not (tmp_path / "label.nrrd").exists()
+    for kind in ("output", "uncertainty"):
+        wrong = request(tmp_path, scan, tmp_path / "model", **{kind: tmp_path / "a.nrrd"})
+        # Before anything is computed.
+        notes = Notes()
+        with pytest.raises(LabelError, match="3 volumes"):
+            Tasks("cpu").segment(wrong, notes)
+        assert not (tmp_path / "a.nrrd").exists() and notes.counts == []
+
+
+def test_a_place_for_masks_that_is_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    make_package(overlapping=True).save(tmp_path / "model")
+    (tmp_path / "masks").write_text("notes")
+    wrong, notes = request(tmp_path, tmp_path / "scan.nii.gz", tmp_path / "model", layers=tmp_path / "masks"), Notes()
+    write_scan(tmp_path / "scan.nii.gz")
+    with pytest.raises(DiskError, match="masks: is a file"):
+        Tasks("cpu").segment(wrong, notes)
+    assert notes.phases == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    make_package().save(tmp_path / "model")
+    scan, long = write_scan(tmp_path / "scan.nii.gz"), tmp_path / f"{'x' * 300}.nii.gz"
+    with pytest.raises(OSError) as caught:
+        Tasks("cpu").segment(request(tmp_path, scan, tmp_path / "model", output=long), Notes())
+    told = explain(caught.value)
+    assert isinstance(told, DiskError) and str(long) in told.message and "shorter name" in told.cure
 
 
 def test_a_file_a_channel_is_one_scan(tmp_path: Path) -> None:
@@ -126,6 +149,22 @@ def test_settings_of_a_load_hold_until_the_next(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="spleen"):
         tasks.load(Load(3, str(tmp_path / "model"), None, {"largest": ["spleen"]}), Notes())
     # Neither the model nor the settings of before stand in for what could not be loaded.
+    assert tasks.state() == {"model": None, "device": None, "warm": False}
+
+
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_a_load_that_is_cancelled_on_its_way_ends_so(tmp_path: Path, when: int) -> None:
+    make_package().save(tmp_path / "model")
+    tasks, notes = Tasks("cpu"), Notes()
+
+    def cancel(name: str) -> None:
+        notes.phases.append(name)
+        if len(notes.phases) == when:
+            raise Cancelled
+
+    notes.phase = cancel  # type: ignore[method-assign]
+    with pytest.raises(Cancelled):
+        tasks.load(Load(1, str(tmp_path / "model"), None, TORCH), notes)
     assert tasks.state() == {"model": None, "device": None, "warm": False}
 
 

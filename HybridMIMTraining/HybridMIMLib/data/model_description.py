@@ -84,8 +84,9 @@ def read_description(path: Path) -> ModelDescription:
     if not _is_there(path, folder=True):
         raise ModelError(f"{path}: is not a model package (a folder or a .zip)", cure=_GIVE)
     try:
-        if (path / METADATA).stat().st_size > MOST_TEXT:
-            raise ValueError("too large")
+        # What is no plain file has no size, and may have no end.
+        if not (path / METADATA).is_file() or (path / METADATA).stat().st_size > MOST_TEXT:
+            raise ValueError("no file, or too large")
         content = read_json(path / METADATA)
     except (OSError, ValueError, RecursionError) as error:
         raise _not_ours(path) from error

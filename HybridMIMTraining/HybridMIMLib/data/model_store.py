@@ -8,6 +8,7 @@ one that is there is whole. No two have one name: ``segment --model liver`` must
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 import uuid
@@ -24,6 +25,7 @@ from HybridMIMLib.files import TEMPORARY, disk_errors, make_folder
 from HybridMIMLib.runs import runs_folder
 
 _DIGITS = 16
+_OURS = re.compile(rf".+-[0-9a-f]{{{_DIGITS}}}")
 _SECONDS_TO_UNPACK = 3600
 
 
@@ -35,6 +37,12 @@ def models_folder() -> Path:
 def added_models() -> list[ModelDescription]:
     """The packages that were added, newest first."""
     return by_age(path for path in models_folder().glob("*") if not path.name.startswith(TEMPORARY))
+
+
+def damaged_models() -> list[Path]:
+    """The folders of packages that were added and can no longer be read, by their names."""
+    sound = {one.path for one in added_models()}
+    return sorted(path for path in models_folder().glob("*") if _is_ours(path) and path not in sound)
 
 
 def all_models() -> list[ModelDescription]:
@@ -50,13 +58,13 @@ def is_added(model: ModelDescription) -> bool:
 def locate(model: str | Path) -> Path:
     """The package that a user means: a path to a folder or a ``.zip``, or the name of one that was added.
 
-    A folder that happens to have the name of a model, and is none, is not meant.
+    A folder or a file that happens to have the name of a model, and is none, is not meant.
 
     Raises:
         ModelError: several of that name were added.
     """
     path = user_path(str(model))
-    if path.is_file() or (path / METADATA).is_file():
+    if (path / METADATA).is_file() or (path.is_file() and path.suffix.lower() == ".zip"):
         return path
     named = [one.path for one in added_models() if one.name == str(model)]
     if len(named) > 1:
@@ -96,32 +104,41 @@ def add(path: Path, also: Callable[[CheckedPackage], None] | None = None) -> tup
             unpack(files, found.hashes, temporary)
             if check_package(temporary).digest != found.digest:
                 raise ModelError(f"{path}: changed while it was unpacked", cure="Run the command again.")
-            with disk_errors(target):
-                os.replace(temporary, target)
+            try:
+                with disk_errors(target):
+                    os.replace(temporary, target)
+            except OSError:
+                # Somebody else may have added it meanwhile.
+                if not _is_there(target, found.digest):
+                    raise
+                return read_description(target), False
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return read_description(target), True
 
 
-def remove(model: str | Path) -> ModelDescription:
+def remove(model: str | Path) -> tuple[str, Path]:
     """Delete a package that was added, and nothing else.
 
     Args:
-        model: its name, or its folder.
+        model: its name, or its folder, which does for one that can no longer be read, too.
+
+    Returns:
+        Its name, and where it was; one that cannot be read is called by its folder.
 
     Raises:
         ModelError: no such model was added.
         DiskError: it could not be deleted.
     """
-    there = added_models()
+    there = [*((one.name, one.path) for one in added_models()), *((one.name, one) for one in damaged_models())]
     path = locate(model).absolute()
-    found = next((one for one in there if one.path.absolute() == path), None)
+    found = next((pair for pair in there if pair[1].absolute() == path), None)
     if found is None:
-        raise _not_added(str(model), [one.name for one in there])
+        raise _not_added(str(model), [name for name, _ in there])
     # Under another name first, so that nobody takes up what is half deleted.
-    temporary = found.path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}")
-    with disk_errors(found.path):
-        os.replace(found.path, temporary)
+    temporary = found[1].with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}")
+    with disk_errors(found[1]):
+        os.replace(found[1], temporary)
         shutil.rmtree(temporary)
     return found
 
@@ -144,6 +161,11 @@ def _check_name_is_free(name: str) -> None:
                 f"another model is called {name!r} already: {one.path}",
                 cure="Remove that one with 'model remove', or give this one another --name with 'model pack'.",
             )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder beside others has a name that :func:`add` gave it."""
+    return _OURS.fullmatch(path.name) is not None and not path.name.startswith(TEMPORARY) and path.is_dir()
 
 
 def _is_there(folder: Path, digest: str) -> bool:

@@ -63,6 +63,8 @@ PROGRAMS = frozenset(
 """What could run when it is loaded, or holds what can."""
 
 _BLOCK = 2**20
+_LONGEST_PART = 120
+"""Bytes that the name of a model gives to a path: less than :data:`LONGEST_NAME`, and 255, which systems allow."""
 _AGAIN = "Get the package again from where it came from."
 _GIVE = "Give the folder 'model' that finetune wrote, or a .zip that 'model pack' made of it."
 _NOT_IN_NAMES = re.compile(r'[<>:"|?*\\]')
@@ -207,6 +209,7 @@ def open_package(path: Path) -> Iterator[PackageFiles]:
     with ExitStack() as stack:
         try:
             if path.is_dir():
+                _check_is_package(path)
                 files: PackageFiles = _FolderFiles(path)
             else:
                 _check_directory(path)
@@ -319,7 +322,9 @@ def pack(folder: Path, target: Path, top: str) -> None:
 
 def file_name(text: str) -> str:
     """A name of a model as a part of a path: letters, numbers and hyphens."""
-    return re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text))[:40].strip("-") or "model"
+    name = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text))[:40]
+    name = name.encode("utf-8", "ignore")[:_LONGEST_PART].decode("utf-8", "ignore").strip("-") or "model"
+    return f"model-{name}" if _DEVICES.fullmatch(name) else name
 
 
 def _check_names(files: PackageFiles) -> None:
@@ -372,6 +377,16 @@ def _check_count(package: Path, count: int) -> None:
             f"{package}: is not a model package: it holds more than {MOST_FILES} files",
             cure="Give the folder or the .zip of one model alone.",
         )
+
+
+def _check_is_package(folder: Path) -> None:
+    """What is wrong with the files of any other folder would not help whoever chose it by mistake.
+
+    Raises:
+        ModelError: none of the files that all packages have is there.
+    """
+    if not (folder / HASHES).exists() and not (folder / HASHES.parent / "metadata.json").exists():
+        raise ModelError(f"{folder}: is not a model package", cure=_GIVE)
 
 
 def _check_directory(path: Path) -> None:

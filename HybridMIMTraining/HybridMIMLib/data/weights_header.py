@@ -64,7 +64,8 @@ def _place(name: str, tensor: Any) -> tuple[int, int]:
     """First byte of a tensor, and the one behind its last."""
     if not isinstance(tensor, dict) or set(tensor) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} is no tensor")
-    if tensor["dtype"] not in BYTES or not _are_sizes(tensor["shape"]) or not _are_sizes(tensor["data_offsets"]):
+    is_known = isinstance(tensor["dtype"], str) and tensor["dtype"] in BYTES
+    if not is_known or not _are_sizes(tensor["shape"]) or not _are_sizes(tensor["data_offsets"]):
         raise ValueError(f"{name} has a type, a shape or a place that no tensor has")
     if len(tensor["shape"]) > 8 or len(tensor["data_offsets"]) != 2:
         raise ValueError(f"{name} has too many axes, or no place")

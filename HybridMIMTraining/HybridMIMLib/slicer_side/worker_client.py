@@ -25,6 +25,9 @@ from HybridMIMLib.slicer_side.child import Child, last_lines, library_command
 from HybridMIMLib.worker_protocol import LAST_EVENTS, encode
 
 Answer = dict[str, Any]
+_KILLED = (-9, 137)
+"""Exit codes of a process that was ended from outside."""
+_SECONDS_TO_EXIT = 0.2
 
 
 class WorkerClient:
@@ -106,11 +109,16 @@ class WorkerClient:
 
     def _lost(self, id_: int) -> Answer:
         said = " ".join(last_lines(self.log, 3, self._child.log_begins))
+        with suppress(subprocess.TimeoutExpired):
+            # Its last line came a moment before its exit code.
+            self._child.wait(_SECONDS_TO_EXIT)
+        killed = self._child.exit_code in _KILLED
+        how = "was killed by the system, most often because memory ran out" if killed else "has ended"
         return {
             "id": id_,
             "event": "failed",
-            "message": f"The process that segments has ended{f' ({said})' if said else ''}",
-            "cure": f"Start it again; {self.log} tells more.",
+            "message": f"The process that segments {how}{f' ({said})' if said else ''}",
+            "cure": f"{'Close other programs, then start' if killed else 'Start'} it again; {self.log} tells more.",
         }
 
 

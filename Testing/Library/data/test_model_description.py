@@ -71,6 +71,15 @@ def test_a_description_of_gigabytes_is_not_read(tmp_path: Path) -> None:
             read_description(path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a file without end of POSIX")
+def test_a_description_without_end_is_not_read(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model")
+    (folder / METADATA).unlink()
+    os.mkfifo(folder / METADATA)
+    with pytest.raises(ModelError, match="is not a HybridMIM model package"):
+        read_description(folder)
+
+
 def test_neither_torch_nor_monai_nor_nibabel_is_loaded(tmp_path: Path) -> None:
     save(tmp_path / "runs" / "one" / "model")
     program = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,18 @@ from small_packages import edit_json, entries_of, make_package, rehash, write_zi
 
 from HybridMIMLib.data import model_store
 from HybridMIMLib.data.model_description import METADATA
-from HybridMIMLib.data.model_store import add, added_models, all_models, is_added, locate, models_folder, remove
+from HybridMIMLib.data.model_store import (
+    add,
+    added_models,
+    all_models,
+    damaged_models,
+    is_added,
+    locate,
+    models_folder,
+    remove,
+)
 from HybridMIMLib.data.package_check import CheckedPackage, check_package
-from HybridMIMLib.data.package_files import HASHES
+from HybridMIMLib.data.package_files import HASHES, PackageFiles
 from HybridMIMLib.errors import ModelError
 from HybridMIMLib.files import TEMPORARY
 
@@ -121,7 +131,7 @@ def test_remove_takes_the_model_and_nothing_else(source: Path, workspace: Path) 
             remove(wrong)
     with pytest.raises(ModelError, match=r"Did you mean 'Liver/\.\./Spleen'"):
         remove("Liver/../Spleeen")
-    assert remove("Liver/../Spleen") == found
+    assert remove("Liver/../Spleen") == (found.name, found.path)
     assert inside() == [] and [one.path for one in all_models()] == [run]
     assert entries_of(run) == entries_of(source)
     with pytest.raises(ModelError, match="None was added yet"):
@@ -130,7 +140,34 @@ def test_remove_takes_the_model_and_nothing_else(source: Path, workspace: Path) 
 
 def test_it_is_removed_by_its_folder_too(source: Path) -> None:
     found, _ = add(source)
-    assert remove(str(found.path)) == found and inside() == []
+    assert remove(str(found.path)) == (found.name, found.path) and inside() == []
+
+
+def test_one_that_can_no_longer_be_read_is_told_and_removed(source: Path, workspace: Path) -> None:
+    found, _ = add(source)
+    assert damaged_models() == []
+    (found.path / METADATA).write_text("{")
+    others = [models_folder() / name for name in ("mine", f"{TEMPORARY}1-0123456789abcdef")]
+    for other in others:
+        other.mkdir()
+        with pytest.raises(ModelError, match="is not a model that was added"):
+            remove(other)
+    assert added_models() == [] and damaged_models() == [found.path]
+    assert remove(found.path) == (found.path.name, found.path)
+    assert inside() == sorted(one.name for one in others) and damaged_models() == []
+
+
+def test_two_who_add_one_model_at_once_both_have_it(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack, others = model_store.unpack, [source]
+
+    def unpack_while_another_does(files: PackageFiles, hashes: Mapping[str, str], target: Path) -> None:
+        unpack(files, hashes, target)
+        if others:
+            assert add(others.pop())[1]
+
+    monkeypatch.setattr(model_store, "unpack", unpack_while_another_does)
+    found, new = add(source)
+    assert not new and inside() == [found.path.name]
 
 
 def test_a_path_is_meant_before_a_name_unless_it_is_no_package(
@@ -142,6 +179,9 @@ def test_a_path_is_meant_before_a_name_unless_it_is_no_package(
     (tmp_path / "liver").mkdir()
     assert locate("liver") == found.path
     shutil.rmtree(tmp_path / "liver")
+    (tmp_path / "liver").write_text("notes on livers")
+    assert locate("liver") == found.path
+    (tmp_path / "liver").unlink()
     (tmp_path / "package").rename("liver")
     assert locate("liver") == Path("liver")
     assert locate("nobody") == Path("nobody")

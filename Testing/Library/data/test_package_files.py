@@ -70,6 +70,13 @@ def test_packed_and_unpacked_it_is_the_same(sound: Path, tmp_path: Path) -> None
     assert entries_of(tmp_path / "out") == entries_of(sound)
 
 
+def test_any_other_folder_is_no_package(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "con.zip").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "docs")
+    refused(tmp_path, "is not a model package")
+
+
 def test_what_systems_litter_is_passed_over(folder: Path, tmp_path: Path) -> None:
     digest = check_package(folder).digest
     (folder / ".DS_Store").write_text("x")

@@ -48,6 +48,7 @@ LIES = {
     "a list": file_of([1, 2]),
     "a tensor that is a number": file_of({"a": 3}),
     "unknown type": file_of({"a": tensor([1], 0, 4, "PICKLE")}, bytes(4)),
+    "type is a list": file_of({"a": {**tensor([1], 0, 4), "dtype": ["F32"]}}, bytes(4)),
     "negative side": file_of({"a": tensor([-1], 0, 4)}, bytes(4)),
     "side as text": file_of({"a": tensor(["1"], 0, 4)}, bytes(4)),
     "side is true": file_of({"a": tensor([True], 0, 4)}, bytes(4)),

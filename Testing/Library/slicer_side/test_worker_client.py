@@ -48,7 +48,8 @@ def test_a_worker_that_dies_fails_what_it_was_asked_and_will_be_asked(tmp_path: 
     id_ = client.request("status")
     (answer,) = until(client, lambda found: len(found) > 0)
     assert (answer["id"], answer["event"]) == (id_, "failed")
-    assert "the last words" in answer["message"] and str(tmp_path / "log.txt") in answer["cure"]
+    assert "memory ran out (the last words)" in answer["message"] and "Close other" in answer["cure"]
+    assert str(tmp_path / "log.txt") in answer["cure"]
     again = client.request("status")
     assert [one["id"] for one in until(client, lambda found: len(found) > 0)] == [again]
     assert not client.open and not client.running
