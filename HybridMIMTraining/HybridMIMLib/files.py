@@ -85,6 +85,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
         DiskError: the file could not be written; nothing is left behind.
     """
     temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name[-60:]}")
+    if target.parent.is_file():
+        raise DiskError(
+            f"{target.parent}: is a file where a folder has to be",
+            cure="Move it away, or choose another folder with --output.",
+        )
     with disk_errors(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

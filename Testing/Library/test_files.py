@@ -51,6 +51,13 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Pat
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_file_in_place_of_the_folder_is_named_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("mine")
+    with pytest.raises(DiskError, match="labels: is a file"):
+        write_text(tmp_path / "labels" / "a.txt", "new")
+    assert (tmp_path / "labels").read_text() == "mine"
+
+
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "a.nii.gz"
     target.write_text("old")

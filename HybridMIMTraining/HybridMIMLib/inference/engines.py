@@ -6,6 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.inference.capability import Capability, capability_of, inference_device, relative_difference
+from HybridMIMLib.inference.ladder import is_out_of_memory
 from HybridMIMLib.inference.machine_notes import recall, remember
 from HybridMIMLib.inference.openvino_engine import OpenVINOEngine, is_installed, load_openvino
 from HybridMIMLib.inference.torch_engine import Engine, TorchEngine
+from HybridMIMLib.networks.device import device_in_words, empty_cache
 
 __all__ = ["Engine", "OpenVINOEngine", "TorchEngine", "choose_engine"]
 
@@ -57,8 +60,17 @@ def choose_engine(
         if engine is not None:
             return engine
     can = capability_of(place)
-    batch = settings.window_batch or can.batch
-    return TorchEngine(network, place, batch, _precision(settings.precision, place, can), can.memory_format)
+    batch, precision = settings.window_batch or can.batch, _precision(settings.precision, place, can)
+    try:
+        return TorchEngine(network, place, batch, precision, can.memory_format)
+    except RuntimeError as error:
+        if place.type == "cpu" or not is_out_of_memory(error):
+            raise
+    # Outside the except block, whose error holds what is on the device already.
+    network.to(CPU)
+    empty_cache(place)
+    tell(f"The CPU is used, because the network does not fit into the memory of {device_in_words(place)}.")
+    return choose_engine(network, channels, crop, replace(settings, precision="float32"), "cpu", tell)
 
 
 def _device_for_openvino(device: str) -> str:

@@ -18,6 +18,9 @@ _IN_WORDS = (
     "DefaultCPUAllocator: can't allocate memory",  # Linux, macOS
     "DefaultCPUAllocator: not enough memory",  # Windows
     "MPS backend out of memory",
+    "CUDA error: out of memory",  # where another program left no room for the context itself
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
 """How PyTorch says it where it has no type of its own for it. All other RuntimeErrors are defects."""
 

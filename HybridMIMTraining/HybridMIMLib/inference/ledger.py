@@ -75,6 +75,6 @@ def _entry(content: Any) -> dict[str, Any]:
         TypeError, ValueError, KeyError: it is none.
     """
     entry = dict(content)
-    if not all(isinstance(name, str) for name in entry["files"]):
+    if not all(isinstance(name, str) and "\0" not in name for name in entry["files"]):
         raise TypeError(f"no list of files: {entry['files']!r}")
     return entry

@@ -31,6 +31,7 @@ from HybridMIMLib.inference.preparing import PreparedScan, prepare_scan
 from HybridMIMLib.inference.sliding import Computing, Watch, sliding_scores
 from HybridMIMLib.inference.windows import Triple, plan_windows, step_of
 from HybridMIMLib.model_package import ModelPackage
+from HybridMIMLib.networks.device import wait_for
 
 Labels = npt.NDArray[np.integer[Any]]
 Tell = Callable[[str], None]
@@ -118,20 +119,23 @@ class Predictor:
     def forecast(self, array: npt.NDArray[Any], grid: Grid) -> dict[Preset, float]:
         """Seconds that each preset would take for a scan, from one window that is computed to see.
 
-        Flips are those of the preset and of this model; see :meth:`predict` for the arguments.
+        Flips are those of the preset and of this model; see :meth:`predict` for arguments and errors.
         """
         scan = self._prepared(array, grid)
-        how = self._computing(self._rung)
+        pace, self._rung = with_ladder(self._rung, self._seconds_a_window, self._tell)
+        return {name: self._count(scan, name) * pace + 2 * scan.seconds for name in OVERLAPS}
+
+    def _seconds_a_window(self, rung: Rung) -> float:
+        how = self._computing(rung)
         crops = torch.zeros((1, self.plan.channels, *self.plan.crop), device=how.device).expand(
             how.batch, -1, -1, -1, -1
         )
         how.forward(crops)
-        _wait_for(how.device)
+        wait_for(how.device)
         began = time.monotonic()
         how.forward(crops)
-        _wait_for(how.device)
-        pace = (time.monotonic() - began) / how.batch
-        return {name: self._count(scan, name) * pace + 2 * scan.seconds for name in OVERLAPS}
+        wait_for(how.device)
+        return (time.monotonic() - began) / how.batch
 
     def _count(self, scan: PreparedScan, preset: Preset) -> int:
         """How many windows a preset sends through the network."""
@@ -161,7 +165,7 @@ class Predictor:
         windows = scan.windows
         about = f"{len(windows.starts)} windows, and {windows.skipped} of air passed over"
         # Labels go the way of the scan back, and take about as long.
-        pace = Pace(about, scan.seconds, lambda: _wait_for(how.device), self._tell, watch)
+        pace = Pace(about, scan.seconds, lambda: wait_for(how.device), self._tell, watch)
         with torch.inference_mode():
             for slab in sliding_scores(scan.box, windows, how, pace.watch):
                 with pace.not_counted():
@@ -224,12 +228,6 @@ def make_predictor(
 
 
 _Taker = Union[ExclusiveLabels, OverlappingLabels, Uncertainty]
-
-
-def _wait_for(device: torch.device) -> None:
-    """A GPU goes on computing after the call has returned."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _step(settings: InferenceSettings, crop: Triple) -> Triple:

@@ -413,3 +413,35 @@ def test_precision_on_a_gpu(
     )
     choose(small(), device="auto", precision=wanted)
     assert made == {"device": gpu, "batch": 4, "precision": expected, "layout": torch.channels_last_3d}
+
+
+def test_a_network_too_large_for_the_gpu_is_computed_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory may run out before the first window: with the weights themselves."""
+    gpu, emptied, told = torch.device("cuda"), [], []
+
+    class Full(TorchEngine):
+        def __init__(self, network: nn.Module, device: torch.device, *others: Any) -> None:
+            if device.type != "cpu":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+            super().__init__(network, device, *others)
+
+    monkeypatch.setattr(engines, "TorchEngine", Full)
+    monkeypatch.setattr(engines, "inference_device", lambda name, tell: CPU if name == "cpu" else gpu)
+    monkeypatch.setattr(engines, "empty_cache", emptied.append)
+    monkeypatch.setattr(engines, "device_in_words", lambda device: "the GPU")
+    for precision in ("auto", "half"):
+        settings = InferenceSettings(engine="torch", precision=precision)  # type: ignore[arg-type]
+        engine = choose_engine(small(), 2, CROP, settings, "auto", told.append)
+        assert engine.device == CPU and engine(windows(1)).shape == (1, 3, *CROP)
+    assert emptied == [gpu, gpu]
+    assert told == ["The CPU is used, because the network does not fit into the memory of the GPU."] * 2
+
+
+def test_other_errors_of_a_gpu_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> TorchEngine:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engines, "TorchEngine", broken)
+    monkeypatch.setattr(engines, "inference_device", lambda name, tell: torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        choose(small(), engine="torch")

@@ -426,6 +426,15 @@ def test_the_forecast_is_of_every_preset() -> None:
         assert found["fast"] < found["balanced"] < found["best"]
 
 
+def test_the_forecast_goes_down_the_ladder_too() -> None:
+    told: list[str] = []
+    one = Predictor(Small(4, 1), plan_of(), CLASSES, InferenceSettings(), tell=told.append)
+    found = one.forecast(intensities(PLAIN.shape), PLAIN)
+    assert all(seconds > 0 for seconds in found.values()) and len(told) == 2
+    with pytest.raises(HybridMIMError, match="out of memory"):
+        Predictor(Small(4, 0), plan_of(), CLASSES, InferenceSettings()).forecast(intensities(PLAIN.shape), PLAIN)
+
+
 def test_the_forecast_counts_the_windows_that_are_kept() -> None:
     array, grid = body_in_air()
     one = predictor(plan_of(crop=8))

@@ -16,6 +16,7 @@ from HybridMIMLib.data.normalisation import intensity_range
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.resampling import resample_image
 from HybridMIMLib.errors import DataError
+from HybridMIMLib.inference import preparing
 from HybridMIMLib.inference.preparing import prepare_scan, with_padding
 from HybridMIMLib.inference.windows import plan_windows
 
@@ -91,6 +92,22 @@ def test_another_number_of_channels_is_refused_with_what_to_do() -> None:
     with pytest.raises(DataError, match=r"2 channel.*trained with 1") as caught:
         prepare_scan(np.zeros((2, 8, 8, 8)), Grid((8, 8, 8), np.eye(4)), CT, STEP, skip_air=True)
     assert "Choose a scan" in caught.value.cure
+
+
+@pytest.mark.parametrize("size", [100.0, 1e5, 1e20, 1e150])
+def test_a_scan_in_another_unit_than_mm_is_refused_before_it_fills_the_memory(
+    size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundredfold is still within what Linux gives out, and ends the program later on."""
+    monkeypatch.setattr(preparing, "machine_memory", lambda: 4_000_000_000)
+    grid = Grid((8, 8, 8), np.diag([size, size, size, 1]))
+    with pytest.raises(DataError, match=r"voxels of .* mm.*, and this machine has 4 GB") as caught:
+        prepare_scan(noise((1, 8, 8, 8)), grid, CT, STEP, skip_air=True)
+    assert f"{size:.5g} x " in caught.value.message and "unit is mm" in caught.value.cure
+    monkeypatch.setattr(preparing, "machine_memory", lambda: None)
+    if size > 100:
+        with pytest.raises(DataError):
+            prepare_scan(noise((1, 8, 8, 8)), grid, CT, STEP, skip_air=True)
 
 
 def test_preparing_is_timed() -> None:
