@@ -23,6 +23,7 @@ import HybridMIMLib
 from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict, user_path
 from HybridMIMLib.distributed import has_to_say, is_first
 from HybridMIMLib.errors import HybridMIMError, SettingsError
+from HybridMIMLib.events import EventLog
 from HybridMIMLib.presets import config_path
 from HybridMIMLib.report import report
 
@@ -67,7 +68,7 @@ COMMANDS = {
     ),
     "segment": Command(
         "segment scans with a trained model",
-        ("scans", "model", "output", "device", "inference"),
+        ("scans", "model", "check", "output", "device", "inference"),
         "segment --scans NEW --model FINETUNED/model --output SEGMENTED",
     ),
     "rank": Command(
@@ -225,8 +226,8 @@ def _run(command: str, run: Run) -> int:
     if not COMMANDS[command].has_run:
         print(report(command, function(run)))
         return 0
-    if command == "prepare" and run.check:
-        return _check(run)
+    if run.check and command in ("prepare", "segment"):
+        return _check(command, run)
     from HybridMIMLib.runs import new_path
     from HybridMIMLib.terminal import TerminalBar
 
@@ -247,23 +248,31 @@ def _run(command: str, run: Run) -> int:
     return 3 if any(text.startswith("skipped") for text in result.get("warnings", [])) else 0
 
 
-def _check(run: Run) -> int:
-    """``prepare --check``: the bar follows a log outside the user's folders, where nothing is to be written."""
-    from HybridMIMLib.data.check import check
-    from HybridMIMLib.events import EventLog
+def _check(command: str, run: Run) -> int:
+    """``--check``: the bar follows a log outside the user's folders, where nothing is to be written."""
     from HybridMIMLib.terminal import TerminalBar
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
         try:
             with TerminalBar(log, sys.stderr):
-                result = check(run, EventLog(log))
+                result = _look(command, run, EventLog(log))
         except KeyboardInterrupt:
             return _fail("stopped. Nothing was written.", 130)
-    print(report("check", result))
-    if result["problems"] or not result["usable"]:
+    print(report("forecast" if command == "segment" else "check", result))
+    if result.get("problems") or result.get("usable") == 0:
         return 1
     return 3 if result["skipped"] else 0
+
+
+def _look(command: str, run: Run, events: EventLog) -> dict[str, Any]:
+    if command == "segment":
+        from HybridMIMLib.inference.forecast import forecast
+
+        return forecast(run, events)
+    from HybridMIMLib.data.check import check
+
+    return check(run, events)
 
 
 def _parser(command: str) -> Any:

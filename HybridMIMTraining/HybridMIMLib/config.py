@@ -453,7 +453,11 @@ class Run:
     resample_labels: bool = setting(
         False, "bring a label map that lies on another grid onto its scan (nearest neighbour) instead of refusing it"
     )
-    check: bool = setting(False, "tell of every scan whether it can be used, and why not, and write nothing")
+    check: bool = setting(
+        False,
+        "write nothing: tell of every scan whether it can be used, and why not; of scans to segment, how long each "
+        "preset would take",
+    )
     scans: Optional[str] = setting(
         None, "scan, or folder of scans, to segment; evaluate draws its pictures on those of this folder"
     )

@@ -11,8 +11,8 @@ from HybridMIMLib.events import duration
 def report(command: str, result: Mapping[str, Any]) -> str:
     """The lines to print when ``command`` is done."""
     writers = {"check": _check, "demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain,
-               "evaluate": _evaluate, "rank": _rank, "segment": _segment, "train": _train, "model list": _models,
-               "model add": _added}  # fmt: skip
+               "evaluate": _evaluate, "rank": _rank, "forecast": _forecast, "segment": _segment, "train": _train,
+               "model list": _models, "model add": _added}  # fmt: skip
     return "\n".join(writers.get(command, _plain)(result))
 
 
@@ -39,6 +39,24 @@ def _check(result: Mapping[str, Any]) -> list[str]:
     if result["problems"]:
         lines.append("A preparation, or a training, would stop: see above what would end it.")
     return lines
+
+
+def _forecast(result: Mapping[str, Any]) -> list[str]:
+    presets = list(result["seconds"])
+    rows = [[row["path"], str(row["volumes"]), *_times(row["seconds"])] for row in result["rows"]]
+    if len(rows) > 1:
+        rows.append(["together", "", *_times(result["seconds"])])
+    left_out = f" {result['skipped']} scan(s) cannot be segmented, see above." if result["skipped"] else ""
+    return [
+        *table(["scan", "volumes", *presets], rows),
+        "",
+        f"{result['computes']}, from one window of each scan. The preset is {result['preset']}.{left_out}",
+        "Nothing was written.",
+    ]
+
+
+def _times(seconds: Mapping[str, float]) -> list[str]:
+    return [duration(value) for value in seconds.values()]
 
 
 def _planned(plan: Mapping[str, Any], room: int) -> list[str]:
@@ -203,7 +221,8 @@ def _models(result: Mapping[str, Any]) -> list[str]:
         for one in result["models"]
     ]
     about = f"added models are kept in {result['folder']}; HYBRIDMIM_WORKSPACE moves it"
-    return [*(table(["name", "from", "trained", "path"], rows) if rows else ["no models yet"]), about]
+    damaged = [f"cannot be used any more ('model remove' takes it away): {path}" for path in result["damaged"]]
+    return [*(table(["name", "from", "trained", "path"], rows) if rows else ["no models yet"]), *damaged, about]
 
 
 def _added(result: Mapping[str, Any]) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,11 @@ from HybridMIMLib.events import EventLog, Phase
 from HybridMIMLib.inference.ladder import is_out_of_memory
 from HybridMIMLib.inference.predictor import Labels, Prediction, Predictor
 from HybridMIMLib.model_package import ModelPackage, load_model
+from HybridMIMLib.runs import command_of
+
+Result = TypeVar("Result")
+ItemWatch = Callable[[int, int, int, int], None]
+"""Called with the volume of a case that is at work, how many there are, its windows done, and of all."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,21 @@ class Found:
 
 
 def find_in_cases(cases: Iterable[Case], predictor: Predictor, events: EventLog, phase: str) -> Iterator[Found]:
-    """Take cases one after the other; one that cannot be used, or is too large, becomes a warning.
+    """Segment cases one after the other; see :func:`each_case`.
 
     Progress counts cases, and of the one at work the share of its windows that are done.
+    """
+    return each_case(cases, lambda case, watch: _find(case, predictor, events, watch), events, phase)
+
+
+def each_case(
+    cases: Iterable[Case], take: Callable[[Case, ItemWatch], Result], events: EventLog, phase: str
+) -> Iterator[Result]:
+    """Take cases one after the other; one that cannot be used, or is too large, becomes a warning.
 
     Args:
         cases: to take.
-        predictor: for each of their volumes.
+        take: does the work; gets a case, and who may be told how far it is with one of its volumes.
         events: where progress and warnings go.
         phase: what this is called there.
     """
@@ -70,7 +84,7 @@ def find_in_cases(cases: Iterable[Case], predictor: Predictor, events: EventLog,
     progress = events.phase(phase, len(cases))
     for done, case in enumerate(cases):
         try:
-            found = _find_or_say_why(case, predictor, events, progress, done)
+            found = _take_or_say_why(case, take, _Watch(progress, done))
         except DataError as error:
             named = str(error) if str(case.images[0].name) in error.message else f"{case.images[0]}: {error}"
             events.warning(f"skipped: {named}")
@@ -79,8 +93,8 @@ def find_in_cases(cases: Iterable[Case], predictor: Predictor, events: EventLog,
         progress.progress(done + 1)
 
 
-def cases_in(scans: Path, output: Path) -> list[Case]:
-    """A file as one case, or those of a folder; what this program wrote below ``output`` is no scan.
+def cases_in(scans: Path, output: Path | None = None) -> list[Case]:
+    """A file as one case, or those of a folder; what this program wrote there, now or earlier, is no scan.
 
     Raises:
         DataError: there is none.
@@ -88,11 +102,18 @@ def cases_in(scans: Path, output: Path) -> list[Case]:
     if scans.is_file():
         return [Case(scan_name(scans), (scans,), None)]
     cases = open_dataset(scans, labelled=False).cases
-    own = output.resolve()
-    kept = [case for case in cases if own not in case.images[0].resolve().parents]
+    own = _results_in(scans, cases) | ({output.resolve()} if output else set())
+    kept = [case for case in cases if own.isdisjoint(case.images[0].resolve().parents)]
     if not kept:
         raise DataError(f"{scans}: holds no scan but the results of this program", cure="Name the folder of scans.")
     return kept
+
+
+def _results_in(scans: Path, cases: Iterable[Case]) -> set[Path]:
+    """Folders in ``scans`` that the command ``segment`` worked in: uncertainty is an image too."""
+    top = scans.resolve()
+    folders = {folder for case in cases for folder in case.images[0].resolve().parents if top in folder.parents}
+    return {folder for folder in folders if command_of(folder) == "segment"}
 
 
 def open_model(run: Run) -> ModelPackage:
@@ -105,14 +126,14 @@ def open_model(run: Run) -> ModelPackage:
     return load_model(locate(run.folder("model", "the model to use")))
 
 
-def _find_or_say_why(case: Case, predictor: Predictor, events: EventLog, progress: Phase, done: int) -> Found:
-    """What is found in a case; the memory that it takes too much of is its fault, because others may be smaller.
+def _take_or_say_why(case: Case, take: Callable[[Case, ItemWatch], Result], watch: ItemWatch) -> Result:
+    """What comes of a case; the memory that it takes too much of is its fault, because others may be smaller.
 
     Raises:
         DataError: it cannot be used, or is too large for this machine.
     """
     try:
-        return _find(case, predictor, events, progress, done)
+        return take(case, watch)
     except Exception as error:
         if isinstance(error, HybridMIMError) and error.__cause__ is not None and is_out_of_memory(error.__cause__):
             raise ScanError(f"{case.images[0]}: {error.message}", cure=error.cure) from error
@@ -124,18 +145,21 @@ def _find_or_say_why(case: Case, predictor: Predictor, events: EventLog, progres
         ) from error
 
 
-def _find(case: Case, predictor: Predictor, events: EventLog, progress: Phase, done: int) -> Found:
+def _find(case: Case, predictor: Predictor, events: EventLog, watch: ItemWatch) -> Found:
     items, reference = read_volumes(case, predictor.plan.channels)
+    tell_of(items, case, events)
+    found = [
+        predictor.predict(array, items.grid, partial(watch, index, len(items))) for index, array in enumerate(items)
+    ]
+    return joined(case, items, found, reference)
+
+
+def tell_of(items: ScanItems, case: Case, events: EventLog) -> None:
+    """Tell what is odd about a scan: sides that may be swapped, a strange unit; so it is about its result."""
     for text in items.warnings:
-        # What is odd about a scan is odd about its result: sides that may be swapped, a unit that is hardly mm.
         events.warning(f"{case.images[0]}: {text}")
     if len(items) > 1:
         events.message(f"{case.images[0]}: {len(items)} volumes, each segmented by itself")
-    found = []
-    for index, array in enumerate(items):
-        watch = _Watch(progress, done + index / len(items), 1 / len(items))
-        found.append(predictor.predict(array, items.grid, watch))
-    return joined(case, items, found, reference)
 
 
 def read_volumes(case: Case, channels: int) -> tuple[ScanItems, Labels | None]:
@@ -180,10 +204,10 @@ def joined(case: Case, items: ScanItems, found: list[Prediction], reference: Lab
 class _Watch:
     """Turns windows done into a share of a step: a scan that is one of three may be a third of the bar."""
 
-    def __init__(self, progress: Phase, before: float, share: float) -> None:
-        self._progress, self._before, self._share = progress, before, share
+    def __init__(self, progress: Phase, before: int) -> None:
+        self._progress, self._before = progress, before
 
-    def __call__(self, done: int, windows: int) -> None:
+    def __call__(self, item: int, items: int, done: int, windows: int) -> None:
         # The last one is reported when the result is written, too.
         if done < windows:
-            self._progress.progress(round(self._before + self._share * done / windows, 3))
+            self._progress.progress(round(self._before + (item + done / windows) / items, 3))

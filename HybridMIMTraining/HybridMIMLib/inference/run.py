@@ -29,6 +29,7 @@ from HybridMIMLib.data.scans import write_image, write_label_map
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.inference.cases import Found, cases_in, find_in_cases, open_model
+from HybridMIMLib.inference.forecast import forecast
 from HybridMIMLib.inference.ledger import Ledger
 from HybridMIMLib.inference.predictor import Labels, Predictor, make_predictor
 from HybridMIMLib.runs import RunFolder
@@ -64,6 +65,9 @@ def segment(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     end. Scans that an earlier call with the same output finished are computed again only if they, the model or the
     settings of ``inference`` have changed.
 
+    With ``check=True`` nothing is segmented or written, and what is returned tells how long each preset would take;
+    see :func:`HybridMIMLib.inference.forecast.forecast`.
+
     Returns:
         ``labels``: scan → label map; ``uncertainty``: scan → file, if it was asked for; ``layers``: scan → class →
         file, where classes overlap; ``empty``: scan → names of the classes that were not found in it, if any;
@@ -75,6 +79,8 @@ def segment(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     run = make_run(run, settings)
     run.folder("model", "the model to segment with")
     scans = run.folder("scans", "what to segment")
+    if run.check:
+        return forecast(run, EventLog())
     folder = RunFolder.open("segment", run, may_differ=("inference",))
     # All of it at work, a model that cannot be read too: who follows the run folder must learn how it ended.
     with folder.at_work() as events:

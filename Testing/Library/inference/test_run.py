@@ -58,6 +58,19 @@ def test_label_maps_beside_scans_and_own_results_are_no_scans(tmp_path: Path) ->
         assert result["warnings"] == []
 
 
+def test_results_of_earlier_runs_are_no_scans_unless_they_are_named(tmp_path: Path) -> None:
+    """What was written beside label maps, uncertainty say, looks like a scan."""
+    scans, model = write_blobs(tmp_path / "scans", 2, labelled=False), save_model(tmp_path)
+    first = scans / "first"
+    segment(scans=str(scans), model=str(model), output=str(first), inference={"uncertainty": True})
+    assert len(list((first / "uncertainty").iterdir())) == 2
+    for output in (scans / "second", tmp_path / "outside"):
+        result = segment(scans=str(scans), model=str(model), output=str(output))
+        assert [Path(p).name for p in result["labels"]] == ["blob_0.nii.gz", "blob_1.nii.gz"]
+    named = segment(scans=str(first / "uncertainty"), model=str(model), output=str(tmp_path / "named"))
+    assert len(named["labels"]) == 2
+
+
 def test_only_what_changed_is_computed_again(tmp_path: Path) -> None:
     scans, model = write_blobs(tmp_path / "scans", 3, labelled=False), save_model(tmp_path)
     call = {"scans": str(scans), "model": str(model), "output": str(tmp_path / "out")}
@@ -296,7 +309,7 @@ def test_nothing_of_other_settings_stays_beside_a_new_label_map(tmp_path: Path) 
     assert set(times(out)) == {"blob_0.nii.gz", "blob_1.nii.gz"}
 
 
-@pytest.mark.parametrize("files", ["5", "[5]", "null", '{"a": 5}'])
+@pytest.mark.parametrize("files", ["5", "[5]", "null", '{"a": 5}', '["a\\u0000b"]'])
 def test_a_ledger_that_is_damaged_counts_as_none(tmp_path: Path, files: str) -> None:
     scans, out = write_blobs(tmp_path / "scans", 1, labelled=False), tmp_path / "out"
     call = {"scans": str(scans), "model": str(save_model(tmp_path)), "output": str(out)}
@@ -436,7 +449,10 @@ def test_volumes_of_4d_are_segmented_as_if_they_were_alone(tmp_path: Path, suffi
     one = segment(scans=str(alone), model=str(model), output=str(tmp_path / "one"))["labels"]
     all_of_them = segment(scans=str(tmp_path / "series"), model=str(model), output=str(tmp_path / "all"))
     path = Path(all_of_them["labels"][str(series)])
-    assert path.name == "series.nii.gz" and not all_of_them["warnings"]
+    assert path.name == "series.nii.gz"
+    # 4D NRRD as SimpleITK writes it does not say which way its axes run.
+    told = [text for text in all_of_them["warnings"] if "stores no orientation" not in text]
+    assert not told and len(all_of_them["warnings"]) == (suffix == ".nrrd")
     expected = [read_any(Path(one[str(alone / f"part_{number}.nii.gz")]))[0] for number in range(3)]
     assert expected[0].any() and not np.array_equal(expected[0], expected[1])
     assert np.array_equal(read_any(path), np.stack(expected))
