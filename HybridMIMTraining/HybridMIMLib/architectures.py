@@ -111,6 +111,16 @@ def total_stride(settings: NetworkSettings) -> Triple:
     return (side, side, side)
 
 
+def decoder_stages(settings: NetworkSettings) -> int:
+    """Stages of a network's decoder, the last, on the grid of the scan, included."""
+    if settings.architecture in U_NETS:
+        return len(settings.features or FEATURES[settings.size]) - 1
+    if settings.architecture == "segresnet":
+        return len(SEGRESNET[settings.size].blocks) - 1
+    # Each doubles the grid; SwinUNETR from its stride, UNETR from its tokens.
+    return (settings.token if settings.architecture == "unetr" else _SWIN_STRIDE).bit_length() - 1
+
+
 def token_size(settings: NetworkSettings) -> int:
     """Voxels along a side of what the encoder embeds as one: 1 for convolutions."""
     return {"swinunetr": _SWIN_TOKEN, "unetr": settings.token}.get(settings.architecture, 1)

@@ -18,6 +18,7 @@ from HybridMIMLib.architectures import SEGRESNET, SWIN, U_NETS, VIT
 from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.body import MARGIN, air_level
 from HybridMIMLib.data.classes import LabelClass
+from HybridMIMLib.data.model_description import weights_files
 from HybridMIMLib.data.normalisation import BODY_SHARE, HIGHEST_SIGMA, IQR_OF_NORMAL, LOWEST_SIGMA, MOST_VOXELS
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.resampling import LOW_PASS_FROM
@@ -53,7 +54,11 @@ def why_not_in_monai(settings: NetworkSettings) -> str:
 
 
 def inference_config(
-    settings: NetworkSettings, plan: Plan, classes: Sequence[LabelClass], overlapping: bool = False
+    settings: NetworkSettings,
+    plan: Plan,
+    classes: Sequence[LabelClass],
+    overlapping: bool = False,
+    members: int = 1,
 ) -> Config:
     """What ``python -m monai.bundle run`` does with a model.
 
@@ -62,19 +67,20 @@ def inference_config(
         plan: how scans are prepared.
         classes: what the outputs mean.
         overlapping: one output a class, and none for the background.
+        members: networks of this kind whose scores are averaged.
     """
     outputs = len(classes) + (not overlapping)
+    network = network_config(settings, plan, outputs)
     return {
         "imports": list(IMPORTS),
         "bundle_root": ".",
-        "weights": "$os.path.join(@bundle_root, 'models', 'model.safetensors')",
+        "weights": _weights_of(members),
         "dataset_dir": "scans",
         "output_dir": "segmented",
         "datalist": "$sorted(glob.glob(os.path.join(@dataset_dir, '*.nii')) "
         "+ glob.glob(os.path.join(@dataset_dir, '*.nii.gz')))",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": network_config(settings, plan, outputs),
-        "network": "$@network_def.to(@device)",
+        **(_one(network) if members == 1 else _several(network, members)),
         **_expressions(plan),
         "preprocessing": {"_target_": "Compose", "transforms": _before(plan)},
         "dataset": {
@@ -92,20 +98,61 @@ def inference_config(
             "padding_mode": "constant",
             "cval": 0.0,
         },
-        "postprocessing": {"_target_": "Compose", "transforms": _after(classes, overlapping)},
+        "postprocessing": {"_target_": "Compose", "transforms": _after(classes, overlapping, members)},
         "evaluator": {
-            "_target_": "SupervisedEvaluator",
+            "_target_": "SupervisedEvaluator" if members == 1 else "EnsembleEvaluator",
             "device": "@device",
             "val_data_loader": "@dataloader",
-            "network": "@network",
+            **_evaluated(members),
             "inferer": "@inferer",
             "postprocessing": "@postprocessing",
             "amp": False,
         },
-        # Strict, and it knows that DynUNet has each block twice: nothing is left at its initial value.
-        "initialize": ["$safetensors_torch.load_model(@network_def, @weights)"],
+        "initialize": [_loading(members)],
         "run": ["$@evaluator.run()"],
     }
+
+
+def _weights_of(members: int) -> str:
+    """The file of weights, or a list of them."""
+    files = [f"os.path.join(@bundle_root, '{file.parent}', '{file.name}')" for file in weights_files(members)]
+    return f"${files[0]}" if members == 1 else f"$[{', '.join(files)}]"
+
+
+def _one(network: Config) -> Config:
+    return {"network_def": network, "network": "$@network_def.to(@device)"}
+
+
+def _several(network: Config, members: int) -> Config:
+    return {
+        "network_defs": [dict(network) for _ in range(members)],
+        "networks": "$[one.to(@device) for one in @network_defs]",
+    }
+
+
+def _loading(members: int) -> str:
+    """Strict, and it knows that DynUNet has each block twice: nothing is left at its initial value."""
+    if members == 1:
+        return "$safetensors_torch.load_model(@network_def, @weights)"
+    return "$[safetensors_torch.load_model(one, file) for one, file in zip(@network_defs, @weights)]"
+
+
+def _evaluated(members: int) -> Config:
+    """What the evaluator runs; of several networks it keeps the scores of each, of the whole scan."""
+    if members == 1:
+        return {"network": "@network"}
+    return {"networks": "@networks", "pred_keys": _keys(members)}
+
+
+def _keys(members: int) -> list[str]:
+    return [f"pred_{number}" for number in range(1, members + 1)]
+
+
+def _mean(members: int) -> list[Config]:
+    """The mean of the scores, as :class:`~HybridMIMLib.networks.ensemble.Ensemble` has it, window by window."""
+    if members == 1:
+        return []
+    return [{"_target_": "MeanEnsembled", "keys": _keys(members), "output_key": "pred"}]
 
 
 def network_config(settings: NetworkSettings, plan: Plan, outputs: int) -> Config:
@@ -179,7 +226,7 @@ def _before(plan: Plan) -> list[Config]:
     ]
 
 
-def _after(classes: Sequence[LabelClass], overlapping: bool) -> list[Config]:
+def _after(classes: Sequence[LabelClass], overlapping: bool, members: int) -> list[Config]:
     """From scores to a label map on the scan's own grid."""
     labels = [one.label for one in classes]
     dtype = "$numpy.uint8" if max(labels) < 256 else "$numpy.uint16"
@@ -191,6 +238,7 @@ def _after(classes: Sequence[LabelClass], overlapping: bool) -> list[Config]:
         else {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
     )
     return [
+        *_mean(members),
         {
             "_target_": "Invertd",
             "keys": "pred",

@@ -32,6 +32,9 @@ DEMO_DEFAULTS: dict[str, Any] = {
 """Where the demo differs from a real run: short enough for two cores."""
 
 
+MOST_FOLDS = 20
+
+
 def setting(default: Any, help_text: str) -> Any:
     """A dataclass field with a default and the line that ``--help`` shows for it."""
     metadata = {"help": help_text}
@@ -253,6 +256,17 @@ class FinetuningSettings:
         "factor of the learning rate from each layer of the encoder to the one before it, counted from the decoder "
         "(layer: a stage of a convolutional network, a block of a transformer); 1: all learn alike",
     )
+    target: Literal["classes", "regions"] = setting(
+        "classes",
+        "classes: each voxel is of one class or none (softmax, Dice + cross-entropy); regions: groups of labels that "
+        "may hold each other, such as WT, TC and ET of BraTS, each told by itself (sigmoid, Dice + binary "
+        "cross-entropy)",
+    )
+    deep_supervision: int = setting(
+        0,
+        "coarser stages of the decoder that learn from a head of their own in training, each with half the weight of "
+        "the one before; -1: all that there are",
+    )
     precision: Literal["auto", "float32", "half"] = setting(
         "auto", "half: bfloat16 where that is enough, with losses and weights in float32; auto: where that is faster"
     )
@@ -268,6 +282,13 @@ class FinetuningSettings:
     split: Optional[str] = setting(
         None, 'JSON file {"training": [names], "validation": [names]}; without: drawn, no patient on both sides'
     )
+    folds: int = setting(
+        0,
+        "divide the labelled scans by patient into so many folds, train a network for each on all other folds, "
+        "measure it on its own, and make one model of all networks; 0: one network, no folds. With labelled_fraction "
+        "each learns from a share of its scans",
+    )
+    fold: int = setting(0, "train for this fold alone, such as 2 of 5, on one of several machines; 0: for all")
     validate_every: int = setting(100, "steps between validations on whole scans")
     patience: int = setting(
         0, "validations in a row without a better mean Dice after which the training ends early; 0: it never does"
@@ -293,10 +314,16 @@ class FinetuningSettings:
             "finetuning.split and finetuning.validation_cases both say who is held out",
             "Set finetuning.validation_cases to -1, or leave out the split.",
         )
+        self._check_folds()
         _require(
             self.frozen_steps >= -1,
             f"finetuning.frozen_steps is {self.frozen_steps}",
             "Give a number of steps, 0 for none, or -1 for all.",
+        )
+        _require(
+            self.deep_supervision >= -1,
+            f"finetuning.deep_supervision is {self.deep_supervision}",
+            "Give a number of stages, 0 for none, or -1 for all.",
         )
         for name in ("layer_decay", "labelled_fraction"):
             share = getattr(self, name)
@@ -317,6 +344,29 @@ class FinetuningSettings:
             f"finetuning.flip_axes is {self.flip_axes}",
             "Give axes among 0, 1 and 2.",
         )
+
+    def _check_folds(self) -> None:
+        _require(
+            self.folds == 0 or 2 <= self.folds <= MOST_FOLDS,
+            f"finetuning.folds is {self.folds}",
+            f"Give a number from 2 to {MOST_FOLDS}, such as 5, or 0 for none.",
+        )
+        _require(
+            0 <= self.fold <= self.folds,
+            f"finetuning.fold is {self.fold}, and finetuning.folds is {self.folds}",
+            f"Give a number from 1 to {self.folds}, or 0 for all."
+            if self.folds
+            else "Set finetuning.folds too, such as 5, or set finetuning.fold to 0.",
+        )
+        for name, value, default in (
+            ("split", self.split, None),
+            ("validation_cases", self.validation_cases, -1),
+        ):
+            _require(
+                self.folds == 0 or value == default,
+                f"finetuning.folds and finetuning.{name} both say who is held out",
+                f"Leave out finetuning.{name}, or set finetuning.folds to 0.",
+            )
 
 
 @dataclass
@@ -437,6 +487,150 @@ class SplitSettings:
             _require(getattr(self, name) != 1, f"split.{name} is 1", "Give 2 or more: one alone cannot be compared.")
 
 
+STUDY_OBJECTIVES = (
+    "scratch",
+    "hybridmim",
+    *(f"hybridmim-{loss}" for loss in ("partial", "number", "location", "consistency", "contrast")),
+    "simmim",
+    "mae",
+    "simclr",
+)
+"""What a study compares; ``hybridmim-number`` is HybridMIM without that loss."""
+
+
+@dataclass
+class StudySettings:
+    """What a study crosses, by which protocol, and how it is worked off."""
+
+    preset: Optional[Literal["quick", "paper"]] = setting(
+        None,
+        "quick: few steps and two seeds, to see that it works; paper: the axes of arXiv:2204.11716, each varied by "
+        "itself, for a GPU. Either fills in what is left at its default",
+    )
+    objectives: list[str] = setting(
+        ["scratch", "hybridmim", "simmim"],
+        "scratch, hybridmim, simmim, mae, simclr, and hybridmim without one of its losses: hybridmim-partial, "
+        "-number, -location, -consistency, -contrast",
+    )
+    networks: Optional[list[str]] = setting(
+        None, "architectures, with a size if wanted, such as [unet-tiny, unetr-base]; without: that of --network"
+    )
+    mask_ratios: Optional[list[float]] = setting(None, "shares of the patches that are masked")
+    patches: Optional[list[int]] = setting(None, "voxels along a side of a patch")
+    head_depths: Optional[list[int]] = setting(None, "simmim, mae: transformer blocks of the head")
+    spacings: Optional[list[Union[float, list[float]]]] = setting(
+        None, "resolutions: mm along R, A, S, or a number: so many times the spacing of the plan"
+    )
+    vary: Literal["all", "one"] = setting(
+        "all", "all: every value of an axis with every value of the others; one: each axis by itself"
+    )
+    labelled: list[Union[float, str]] = setting(
+        ["all"], 'how many cases to fine-tune on: numbers from 1, shares below 1, or "all"'
+    )
+    steps: Optional[list[int]] = setting(
+        None, "steps of the fine-tuning, one for each entry of study.labelled; without: finetuning.steps for all"
+    )
+    learning_rates: Optional[list[float]] = setting(
+        None,
+        "peak learning rates of the fine-tuning, of which each arm gets the one with the best validation of the "
+        "first seed; without: finetuning.learning_rate for all",
+    )
+    seeds: list[int] = setting([0, 1, 2], "seeds of the fine-tuning, of which the labelled cases are drawn too")
+    pretraining_seeds: Optional[list[int]] = setting(
+        None,
+        "seeds of the pre-training; as many as study.seeds: one for each of them, else all pairs; without: as "
+        "study.seeds",
+    )
+    scratch_double: bool = setting(True, "train from scratch for twice the steps too")
+    test_cases: int = setting(-1, "labelled cases that are tested on and serve nothing else; -1: a quarter")
+    test: Optional[list[str]] = setting(
+        None, "names of the test cases, or of a JSON file with a list of them, in place of a draw"
+    )
+    validation_cases: int = setting(
+        -1, "labelled cases that choose checkpoint and learning rate; -1: a fifth of the rest"
+    )
+    validations: int = setting(10, "how often a fine-tuning is validated, its last step included")
+    jobs: int = setting(1, "pre-trainings or fine-tunings at once; the cores are divided among them")
+    estimate_only: bool = setting(False, "try a few steps, tell how long the study will take, and end")
+
+    def __post_init__(self) -> None:
+        _check_types("study.", self)
+        self._check_objectives()
+        self._check_lists()
+        self._check_labelled()
+        _positive("study.validations", self.validations)
+        _positive("study.jobs", self.jobs)
+        for name in ("test_cases", "validation_cases"):
+            number = getattr(self, name)
+            _require(
+                number > 0 or number == -1, f"study.{name} is {number}", "Give a number of cases above 0, or -1."
+            )
+        _require(
+            self.test is None or self.test_cases == -1,
+            "study.test and study.test_cases both say which cases are tested on",
+            "Set study.test_cases to -1, or leave out study.test.",
+        )
+
+    def _check_objectives(self) -> None:
+        unknown = [name for name in self.objectives if name not in STUDY_OBJECTIVES]
+        _require(
+            not unknown,
+            f"study.objectives has {', '.join(map(repr, unknown))}",
+            f"Objectives are: {', '.join(STUDY_OBJECTIVES)}.",
+        )
+        _require(
+            "scratch" in self.objectives and len(set(self.objectives)) > 1,
+            f"study.objectives is {self.objectives}: a study compares scratch with something",
+            "Name scratch and at least one other, such as [scratch, hybridmim].",
+        )
+        known = [f"{a}{s}" for a in _choices(NetworkSettings, "architecture")
+                 for s in ("", *(f"-{size}" for size in _choices(NetworkSettings, "size")))]  # fmt: skip
+        for name in self.networks or []:
+            _require(name in known, f"study.networks has {name!r}", f"Networks are: {', '.join(known)}.")
+
+    def _check_lists(self) -> None:
+        for one in fields(self):
+            values = getattr(self, one.name)
+            if not isinstance(values, list):
+                continue
+            _require(len(values) > 0, f"study.{one.name} is empty", "Name at least one, or leave it out.")
+            _require(
+                one.name == "steps" or all(value not in values[:index] for index, value in enumerate(values)),
+                f"study.{one.name} is {values}: one is there twice",
+                "Name each once.",
+            )
+        for name in ("patches", "steps", "learning_rates"):
+            for value in getattr(self, name) or []:
+                _positive(f"a number in study.{name}", value)
+        for spacing in self.spacings or []:
+            if isinstance(spacing, list):
+                _positive_triple("a spacing in study.spacings", spacing)
+            else:
+                _positive("a number in study.spacings", spacing)
+        for ratio in self.mask_ratios or []:
+            _require(0 < ratio < 1, f"study.mask_ratios has {ratio}", "Give shares above 0 and below 1.")
+        for depth in self.head_depths or []:
+            _require(
+                0 <= depth <= 8, f"study.head_depths has {depth}", "Give numbers from 0 (one linear layer) to 8."
+            )
+        for seed in [*self.seeds, *(self.pretraining_seeds or [])]:
+            _require(seed >= 0, f"a seed of the study is {seed}", "Give whole numbers from 0.")
+
+    def _check_labelled(self) -> None:
+        for amount in self.labelled:
+            fine = amount == "all" if isinstance(amount, str) else 0 < amount < 1 or (amount >= 1 and amount % 1 == 0)
+            _require(
+                fine,
+                f"study.labelled has {amount!r}",
+                'Give whole numbers of cases from 1, shares between 0 and 1, or "all".',
+            )
+        _require(
+            self.steps is None or len(self.steps) == len(self.labelled),
+            f"study.steps has {len(self.steps or [])} entries, and study.labelled has {len(self.labelled)}",
+            "Give a number of steps for each, or leave out study.steps.",
+        )
+
+
 @dataclass
 class Run:
     """What to work on, and how. Paths are text, so that the tree can be written as YAML."""
@@ -467,6 +661,11 @@ class Run:
     )
     compare: Optional[str] = setting(None, "folder of other label maps of the same scans, to compare with")
     model: Optional[str] = setting(None, "model package: a folder, a .zip, or the name of one that was added")
+    models: Optional[list[str]] = setting(
+        None,
+        "model packages to make one of: folders, .zip files or names; they may stand behind the command, without "
+        "--models",
+    )
     weights: Optional[str] = setting(
         None, "run folder of a pre-training to start from, or a published .pt file; without: from scratch"
     )
@@ -488,6 +687,7 @@ class Run:
     inference: InferenceSettings = section(InferenceSettings, "segmenting scans")
     evaluation: EvaluationSettings = section(EvaluationSettings, "judging segmentations")
     split: SplitSettings = section(SplitSettings, "sharing out cases in the demo")
+    study: StudySettings = section(StudySettings, "what a study compares")
 
     def __post_init__(self) -> None:
         _check_types("", self)
@@ -653,12 +853,19 @@ def _in_words(hint: Any) -> str:
         return " or ".join(_in_words(part) for part in parts if part is not type(None))
     if origin is list and get_origin(parts[0]) is list:
         return "a list of lists of whole numbers"
+    if origin is list and str in (parts[0], *get_args(parts[0])):
+        return "a list of names" if parts[0] is str else "a list of numbers and names"
     if origin is list:
         return "a list of whole numbers" if parts[0] is int else "a list of numbers"
     if origin is Literal:
         return " or ".join(parts)
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return words.get(hint, "a section of names and values")
+
+
+def _choices(kind: type, name: str) -> tuple[str, ...]:
+    """The values that a setting may have."""
+    return get_args(get_type_hints(kind)[name])
 
 
 def _require(condition: bool, message: str, cure: str) -> None:

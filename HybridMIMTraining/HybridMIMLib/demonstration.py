@@ -120,14 +120,18 @@ class _Demo:
 
         package, run = load_model(model), self.run_settings
         predictor = make_predictor(package, run.inference, run.device, self.events.message)
+        named = named_for_labels(unseen, {one.label for one in package.classes})
         regions = _regions_of(unseen, package.classes)
-        names = [region.name for region in regions]
+        # A model of regions calls its outputs after them; in its label maps stand the labels of the data set.
+        classes = [one for one in named.classes if package.overlapping] or package.classes
+        found = {one.name for one in package.classes}
+        names = [one.name for one in (*classes, *regions) if one.name not in found]
         rows, files = {}, {}
         for one in segment_cases(unseen.cases, predictor, path, self.events):
             assert one.reference is not None
             annotated = unseen.annotated_in(one.case, np.unique(one.reference))
-            classes = dice_by_class(one.labels, one.reference, package.classes, annotated)
-            rows[one.case.name] = {**classes, **dice_by_region(one.labels, one.reference, regions, annotated)}
+            by_class = dice_by_class(one.labels, one.reference, classes, annotated)
+            rows[one.case.name] = {**by_class, **dice_by_region(one.labels, one.reference, regions, annotated)}
             files[one.case.name] = str(one.path.relative_to(self.folder))
         if not rows:
             raise DataError(f"{unseen.root}: none of the unseen scans can be used", cure="See the reasons above.")

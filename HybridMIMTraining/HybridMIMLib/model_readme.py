@@ -20,8 +20,12 @@ def readme(
     license_text: str,
     *,
     clean_up: bool = False,
+    members: int = 1,
 ) -> str:
-    """The text, as Markdown; see :class:`~HybridMIMLib.model_package.ModelPackage` for the arguments."""
+    """The text, as Markdown; see :class:`~HybridMIMLib.model_package.ModelPackage` for the arguments.
+
+    ``members`` is the number of networks whose scores are averaged.
+    """
     first = license_text.strip().splitlines()[0]
     lines = [
         f"# {_plain(name)}",
@@ -40,8 +44,9 @@ def readme(
         "## How it was made",
         "",
         f"- network: {settings.architecture}, size {settings.size}",
+        *([f"- an ensemble of {members} networks of this kind: their scores are averaged"] if members > 1 else []),
         *(f"- {words}: {_plain(str(provenance[key]))}" for key, words in _FACTS.items() if provenance.get(key)),
-        *_scores(provenance.get("validation_dice")),
+        *_scores(provenance.get("validation_dice"), provenance.get("folds")),
         "",
         "More is in `configs/metadata.json` under `hybridmim`.",
         "",
@@ -71,12 +76,18 @@ _FACTS = {
 }
 
 
-def _scores(dice: Any) -> list[str]:
+def _scores(dice: Any, folds: Any) -> list[str]:
     known = dice.items() if isinstance(dice, Mapping) else ()
     scores = [
         f"{_plain(str(name))} {value:.3f}" for name, value in known if isinstance(value, float) and value == value
     ]
-    return [f"- Dice on the scans held out: {', '.join(scores)}"] if scores else []
+    # Each network was measured on scans that it had not seen; the ensemble has seen all of them.
+    where = (
+        f"of its networks, in a cross-validation of {folds} folds"
+        if isinstance(folds, int)
+        else "on the scans held out"
+    )
+    return [f"- Dice {where}: {', '.join(scores)}"] if scores else []
 
 
 def _in_monai(settings: NetworkSettings, plan: Plan, clean_up: bool) -> list[str]:

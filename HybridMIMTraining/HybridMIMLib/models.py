@@ -12,16 +12,18 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.bundle import why_not_in_monai
 from HybridMIMLib.config import Run, make_run, user_path
-from HybridMIMLib.data.model_description import LONGEST_LICENSE, ModelDescription, read_description
+from HybridMIMLib.data.model_description import LONGEST_LICENSE, LONGEST_NAME, ModelDescription, read_description
 from HybridMIMLib.data.model_store import add, all_models, damaged_models, is_added, locate, models_folder, remove
 from HybridMIMLib.data.package_files import file_name, pack
 from HybridMIMLib.errors import ModelError, SettingsError
-from HybridMIMLib.model_package import check_shapes, load_model
+from HybridMIMLib.model_package import ModelPackage, check_shapes, ensemble_of, load_model
+from HybridMIMLib.networks.ensemble import members_of
 
 _PATH = re.compile(r"(\S+|.*[/\\].*)\.(txt|md|rst)", re.IGNORECASE)
 """What hardly is a license in words."""
@@ -43,14 +45,50 @@ def pack_model(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     run = make_run(run, settings)
     output, source = run.folder("output", "the package to write, such as liver.zip"), _model(run)
     _check_not_inside(output, locate(source))
-    package = load_model(source)
-    package = replace(
-        package,
-        name=run.name or package.name,
-        license=_license(run) or package.license,
-        clean_up=package.clean_up.with_settings(run.inference, package.classes),
-        provenance=_for_others(package.provenance),
-    )
+    package = _as_asked(load_model(source), run)
+    return _written(package, output)
+
+
+def ensemble_models(run: Run | None = None, **settings: Any) -> dict[str, Any]:
+    """Make one package of several ``models``, whose scores are averaged; of an ensemble each network counts.
+
+    They must be of one kind: one plan, one network, the same classes. ``output``, ``name``, ``license`` and the
+    clean-up of ``inference`` are as with :func:`pack_model`; without a name it is that of the models.
+
+    Returns:
+        As :func:`pack_model`, and ``networks`` (how many there are).
+
+    Raises:
+        HybridMIMError: a model cannot be read, one is there twice, they differ, or the package cannot be written.
+    """
+    run = make_run(run, settings)
+    output = run.folder("output", "the package to write, such as liver.zip")
+    for path in _several(run):
+        _check_not_inside(output, locate(path))
+    packages = [_as_asked(load_model(one), run) for one in _several(run)]
+    for index, one in enumerate(packages):
+        if one.digest in [other.digest for other in packages[:index]]:
+            raise SettingsError(f"{_several(run)[index]}: is there twice", cure="Name each model once.")
+    names = list(dict.fromkeys(one.name for one in packages))
+    provenance = {
+        "trained": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "members": [one.provenance for one in packages],
+    }
+    package = ensemble_of(packages, run.name or " + ".join(names)[:LONGEST_NAME].strip(), provenance)
+    return {**_written(package, output), "networks": len(members_of(package.network))}
+
+
+def _several(run: Run) -> list[str]:
+    if len(run.models or []) < 2:
+        raise SettingsError(
+            "an ensemble is of two models or more",
+            cure="Name them, such as: model ensemble ONE/model OTHER/model --output BOTH.zip",
+        )
+    return list(run.models or [])
+
+
+def _written(package: ModelPackage, output: Path) -> dict[str, Any]:
+    """Write a package as a folder or a ``.zip``, and tell what it is."""
     if output.suffix.lower() == ".zip":
         _check_no_folder(output)
         with tempfile.TemporaryDirectory() as place:
@@ -67,6 +105,17 @@ def pack_model(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in files),
         "in_monai": why_not_in_monai(package.settings) or "yes",
     }
+
+
+def _as_asked(package: ModelPackage, run: Run) -> ModelPackage:
+    """The package with what the settings say in place of what it says of itself, and no paths of this machine."""
+    return replace(
+        package,
+        name=run.name or package.name,
+        license=_license(run) or package.license,
+        clean_up=package.clean_up.with_settings(run.inference, package.classes),
+        provenance=_for_others(package.provenance),
+    )
 
 
 def add_model(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -142,6 +191,8 @@ def _for_others(provenance: Mapping[str, Any]) -> dict[str, Any]:
         kept["pretrained"] = re.sub(r" from [^;]*[/\\][^;]*", " from a pre-training", kept["pretrained"])
     if isinstance(kept.get("settings"), Mapping):
         kept["settings"] = {name: value for name, value in kept["settings"].items() if name != "split"}
+    if isinstance(kept.get("members"), list):
+        kept["members"] = [_for_others(one) for one in kept["members"] if isinstance(one, Mapping)]
     return kept
 
 

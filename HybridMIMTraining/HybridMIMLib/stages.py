@@ -1,24 +1,21 @@
 """Training in stages, in one run folder and one process: pre-training without labels, then fine-tuning with them.
 
-Each stage works in a subfolder, with a checkpoint and a ``result.json`` of its own; all of them report to the
-``events.jsonl`` of the run. A stage that is finished is not done again when a stopped run goes on.
+Each stage works in a subfolder (:mod:`HybridMIMLib.stage_folders`); all of them report to the ``events.jsonl`` of the
+run. A stage that is finished is not done again when a stopped run goes on.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import Dataset, dataset_of
-from HybridMIMLib.errors import HybridMIMError, SettingsError
-from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.runs import carry_out
+from HybridMIMLib.stage_folders import StageFolders
 
 PRETRAINING, FINETUNING = "pre-training", "fine-tuning"
 _FOLDERS = ("unlabelled", "labelled")
@@ -33,7 +30,8 @@ def train(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     Returns:
         ``model`` (path of the package, or None), ``weights`` (run folder of the pre-training it started from, or
         None), ``validation`` (Dice by class) with the ``step`` it was reached at, ``losses`` and ``accuracies`` of
-        the pre-training, ``loaded`` (what came from the weights), ``seconds`` (by stage), ``warnings``.
+        the pre-training, ``loaded`` (what came from the weights), ``seconds`` (by stage), ``warnings``. With
+        ``finetuning.folds`` also ``folds``, ``csv``, ``json`` and ``report``, as ``finetune`` has them.
 
     Raises:
         HybridMIMError: settings, scans, weights or disk do not allow it; the message names the cure.
@@ -55,18 +53,8 @@ def _train(run: Run, stages: Stages) -> dict[str, Any]:
     return {**stages.learn(run, unlabelled, labelled), "seconds": stages.seconds}
 
 
-class Stages:
-    """The stages of one run.
-
-    Attributes:
-        folder: of the run.
-        events: the one log of all stages.
-        seconds: what each stage took, by name; filled as they are done.
-    """
-
-    def __init__(self, folder: Path, events: EventLog) -> None:
-        self.folder, self.events = folder, events
-        self.seconds: dict[str, float] = {}
+class Stages(StageFolders):
+    """The stages of one training."""
 
     def learn(self, run: Run, unlabelled: Dataset | None, labelled: Dataset | None) -> dict[str, Any]:
         """Pre-train where there are unlabelled cases, fine-tune where there are labelled ones; see :func:`train`."""
@@ -75,7 +63,7 @@ class Stages:
         from HybridMIMLib.pretraining.run import run_pretraining
 
         run = replace(run, store=run.store or str(self.folder / "store"))
-        if unlabelled and labelled and not self._is_done(PRETRAINING):
+        if unlabelled and labelled and not self.is_done(PRETRAINING):
             self.events.message("the labelled scans are checked first, because a mistake in them should show now")
             check_labelled(run, labelled)
         weights = str(self.folder / PRETRAINING) if unlabelled else run.weights
@@ -96,38 +84,13 @@ class Stages:
             "losses": pretrained.get("losses", {}),
             "accuracies": pretrained.get("accuracies", {}),
             "loaded": finetuned.get("loaded"),
+            **self._cross_validated(finetuned),
         }
 
-    def do(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Do a stage, or take what it made when an earlier, interrupted run finished it, with its warnings.
-
-        Args:
-            name: of the stage and its subfolder.
-            work: gets the subfolder, which it makes when it writes; what it returns is kept there.
-        """
-        path, warnings = self.folder / name, self.events.warnings
-        file = path / "result.json"
-        if self._is_done(name):
-            warnings += read_json(file).get("warnings", [])
-        else:
-            _remove_if_nothing_to_continue(path)
-            began, known = time.monotonic(), len(warnings)
-            try:
-                result = work(path)
-            except HybridMIMError:
-                _remove_if_nothing_to_continue(path)
-                raise
-            seconds = round(time.monotonic() - began, 1)
-            write_json(file, {**result, "seconds": seconds, "warnings": warnings[known:]})
-        result = dict(read_json(file))
-        self.seconds[name] = result["seconds"]
-        return result
-
-    def _is_done(self, name: str) -> bool:
-        return (self.folder / name / "result.json").exists()
-
-
-def _remove_if_nothing_to_continue(path: Path) -> None:
-    """An attempt that ended before it made anything must not be in the way of the next, with other settings."""
-    if not (path / "checkpoint.pt").exists():
-        shutil.rmtree(path, ignore_errors=True)
+    def _cross_validated(self, finetuned: Mapping[str, Any]) -> dict[str, Any]:
+        """What a fine-tuning in folds has to say besides."""
+        if "folds" not in finetuned:
+            return {}
+        files = {name: Path(finetuned[name]).name for name in ("csv", "json", "report")}
+        place = self.folder / FINETUNING / Path(finetuned["csv"]).parent.name
+        return {"folds": finetuned["folds"], **{name: str(place / file) for name, file in files.items()}}

@@ -22,6 +22,7 @@ FLOORS = {
         "draws",
         "events",
         "runs",
+        "stage_folders",
         "errors",
         "files",
         "presets",

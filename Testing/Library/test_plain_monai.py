@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,14 @@ from HybridMIMLib.config import InferenceSettings, NetworkSettings
 from HybridMIMLib.data.body import MARGIN, air_level, find_body
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid
-from HybridMIMLib.data.model_description import WEIGHTS
+from HybridMIMLib.data.model_description import WEIGHTS, weights_files
 from HybridMIMLib.data.nifti import read_nifti, save_nifti
 from HybridMIMLib.data.normalisation import intensity_range
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.store import bring_to_plan
 from HybridMIMLib.inference.engines import TorchEngine
 from HybridMIMLib.inference.predictor import Predictor
-from HybridMIMLib.model_package import CONFIG, ModelPackage, load_model
+from HybridMIMLib.model_package import CONFIG, ModelPackage, ensemble_of, load_model
 from HybridMIMLib.networks import make_backbone, make_segmentation_network
 from HybridMIMLib.pretrained import load_pretrained
 from HybridMIMLib.transfer import transfer
@@ -253,6 +254,73 @@ def test_every_network_gives_our_label_map_in_plain_monai(
     package.save(tmp_path / "model")
     run_here(tmp_path / "model", [str(mr)], tmp_path / "out")
     check_equal(package, mr, tmp_path / "out" / "hippocampus_003_seg.nii.gz")
+
+
+def ensemble(settings: NetworkSettings, plan: Plan, **others: Any) -> ModelPackage:
+    """Three networks that do not agree."""
+    members = [make_package(settings, plan, **others) for _ in range(3)]
+    for number, member in enumerate(members):
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for parameter in member.network.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator) * parameter.abs().mean()
+    x = torch.rand((1, plan.channels, *plan.crop), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = [member.network(x).argmax(1) for member in members]
+    assert all((one != other).float().mean() > 0.02 for one, other in combinations(found, 2))
+    return ensemble_of(members, "Three", {})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overlapping", "crop"),
+    [
+        ("unet", False, (16, 16, 16)),
+        ("unet", True, (16, 16, 16)),
+        ("segresnet", False, (16, 16, 16)),
+        ("unetr", False, (32, 32, 32)),
+        ("swinunetr", False, (64, 32, 32)),
+    ],
+)
+def test_an_ensemble_gives_our_label_map_in_plain_monai(
+    architecture: str, overlapping: bool, crop: tuple[int, int, int], mr: Path, tmp_path: Path
+) -> None:
+    settings = NetworkSettings(architecture=architecture, window=4)  # type: ignore[arg-type]
+    package = ensemble(settings, replace(PLAN, spacing=(1.6, 2.3, 1.9), crop=crop), overlapping=overlapping)
+    package.save(tmp_path / "model")
+    run_here(tmp_path / "model", [str(mr)], tmp_path / "out")
+    check_equal(package, mr, tmp_path / "out" / "hippocampus_003_seg.nii.gz")
+
+
+def test_an_ensemble_runs_from_the_command_line_of_plain_monai(ct: Path, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    scan = ct.rename(tmp_path / "scans" / "part.nii.gz")
+    package = ensemble(SMALL, replace(PLAN, normalisation="window", spacing=(9.0, 5.0, 6.0), crop=(32, 16, 32)))
+    package.save(tmp_path / "model")
+    run_in_a_child(tmp_path / "model", tmp_path / "scans", tmp_path / "out")
+    check_equal(package, scan, tmp_path / "out" / "part_seg.nii.gz")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_member_is_loaded_to_its_last_tensor(number: int, tmp_path: Path) -> None:
+    package = ensemble(SMALL, replace(PLAN, crop=(32, 32, 32)))
+    package.save(tmp_path / "model")
+    config = {
+        **ConfigParser.load_config_file(str(tmp_path / "model" / CONFIG)),
+        "bundle_root": str(tmp_path / "model"),
+    }
+    parser = parser_of(config)
+    networks = parser.get_parsed_content("networks")
+    for tensor in networks[number - 1].state_dict().values():
+        tensor.fill_(77)
+    parser.get_parsed_content("initialize#0")
+    assert not any((tensor == 77).all() for tensor in networks[number - 1].state_dict().values())
+    file = tmp_path / "model" / weights_files(3)[number - 1]
+    tensors = load_file(file)
+    del tensors[next(iter(tensors))]
+    save_file(tensors, file)
+    with pytest.raises(RuntimeError, match="zip") as caught:
+        parser_of(config).get_parsed_content("initialize#0")
+    assert "Missing key" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize(

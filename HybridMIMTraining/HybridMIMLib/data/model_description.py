@@ -9,7 +9,7 @@ is refused before anything is made of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,8 +25,11 @@ from HybridMIMLib.files import read_json
 
 FORMAT = 3
 """2: networks are MONAI's, with other names of tensors. 3: tensors have MONAI's names, files their hashes."""
+FORMAT_OF_SEVERAL = 4
+"""An ensemble: as 3, with several files of weights. A program that knows 3 alone must not take the first for all."""
 METADATA = Path("configs") / "metadata.json"
 WEIGHTS = Path("models") / "model.safetensors"
+MOST_MEMBERS = 20
 
 HIGHEST_LABEL = 65535
 """Label maps are written with 8 or 16 bits."""
@@ -56,6 +59,7 @@ class ModelDescription:
         clean_up: what is done to label maps afterwards.
         flip_axes: axes along which crops were flipped in training, 0 = left-right.
         license: under which the model may be used, in words.
+        members: networks whose scores are averaged; 1 for a model of one.
     """
 
     path: Path
@@ -70,6 +74,14 @@ class ModelDescription:
     clean_up: CleanUp = field(default_factory=CleanUp)
     flip_axes: tuple[int, ...] = ()
     license: str = NO_LICENSE
+    members: int = 1
+
+
+def weights_files(members: int) -> tuple[Path, ...]:
+    """The files of weights of a package, one a network."""
+    if members == 1:
+        return (WEIGHTS,)
+    return tuple(WEIGHTS.with_name(f"model_{number}.safetensors") for number in range(1, members + 1))
 
 
 def read_description(path: Path) -> ModelDescription:
@@ -90,7 +102,7 @@ def read_description(path: Path) -> ModelDescription:
         content = read_json(path / METADATA)
     except (OSError, ValueError, RecursionError) as error:
         raise _not_ours(path) from error
-    return _description(path, content, has_weights=_is_there(path / WEIGHTS, folder=False))
+    return _description(path, content, lambda file: _is_there(path / file, folder=False))
 
 
 def description_of(files: PackageFiles) -> ModelDescription:
@@ -101,7 +113,7 @@ def description_of(files: PackageFiles) -> ModelDescription:
         content = files.read_json(METADATA.as_posix())
     except ValueError as error:
         raise _not_ours(files.path) from error
-    return _description(files.path, content, has_weights=WEIGHTS.as_posix() in files.sizes)
+    return _description(files.path, content, lambda file: file.as_posix() in files.sizes)
 
 
 def find_models(folder: Path) -> list[ModelDescription]:
@@ -144,7 +156,7 @@ def _not_ours(path: Path) -> ModelError:
     return ModelError(f"{path}: is not a HybridMIM model package", cure=_GIVE)
 
 
-def _description(path: Path, content: Any, has_weights: bool) -> ModelDescription:
+def _description(path: Path, content: Any, has: Callable[[Path], bool]) -> ModelDescription:
     ours = content.get("hybridmim") if isinstance(content, dict) else None
     if not isinstance(ours, dict) or not _is_whole(ours.get("format"), 1):
         raise _not_ours(path)
@@ -153,7 +165,7 @@ def _description(path: Path, content: Any, has_weights: bool) -> ModelDescriptio
             f"{path}: was made by an earlier version (format {ours['format']}), whose packages were others",
             cure="Train the model again.",
         )
-    if ours["format"] > FORMAT:
+    if ours["format"] > FORMAT_OF_SEVERAL:
         raise ModelError(
             f"{path}: was made by a later version (format {ours['format']})", cure="Update HybridMIM, then try again."
         )
@@ -161,8 +173,9 @@ def _description(path: Path, content: Any, has_weights: bool) -> ModelDescriptio
         description = _checked(path, content, ours)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, SettingsError) as error:
         raise damaged(path, error) from error
-    if not has_weights:
-        raise ModelError(f"{path / WEIGHTS}: no such file", cure="Get the package again from where it came from.")
+    for file in weights_files(description.members):
+        if not has(file):
+            raise ModelError(f"{path / file}: no such file", cure="Get the package again from where it came from.")
     return description
 
 
@@ -198,7 +211,16 @@ def _checked(path: Path, content: Mapping[str, Any], ours: Mapping[str, Any]) ->
         clean_up,
         tuple(flips),
         license_,
+        _members(ours),
     )
+
+
+def _members(ours: Mapping[str, Any]) -> int:
+    if ours["format"] == FORMAT:
+        return 1
+    count = ours["members"]
+    _require(_is_whole(count, 2) and count <= MOST_MEMBERS, f"an ensemble of {count!r} networks")
+    return int(count)
 
 
 def _network(content: Any) -> NetworkSettings:

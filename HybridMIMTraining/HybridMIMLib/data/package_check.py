@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from HybridMIMLib.data.model_description import WEIGHTS, ModelDescription, description_of
+from HybridMIMLib.data.model_description import ModelDescription, description_of, weights_files
 from HybridMIMLib.data.package_files import PackageFiles, check_hashes, digest_of, open_package
 from HybridMIMLib.data.weights_header import WeightsHeader, read_header
 from HybridMIMLib.errors import ModelError
@@ -20,13 +20,13 @@ class CheckedPackage:
         description: what it says of itself.
         hashes: SHA-256 of each of its files but the list of these.
         digest: one SHA-256 of all of them, the same for a folder and its ``.zip``.
-        weights: what its file of weights holds.
+        weights: what each of its files of weights holds, one a network.
     """
 
     description: ModelDescription
     hashes: Mapping[str, str]
     digest: str
-    weights: WeightsHeader
+    weights: tuple[WeightsHeader, ...]
 
 
 def check_package(path: Path) -> CheckedPackage:
@@ -43,11 +43,11 @@ def check_files(files: PackageFiles) -> CheckedPackage:
     """Look at all of an open package; see :func:`check_package`."""
     description = description_of(files)
     hashes = check_hashes(files)
-    return CheckedPackage(description, hashes, digest_of(hashes), _weights(files))
+    weights = tuple(_weights(files, file.as_posix()) for file in weights_files(description.members))
+    return CheckedPackage(description, hashes, digest_of(hashes), weights)
 
 
-def _weights(files: PackageFiles) -> WeightsHeader:
-    name = WEIGHTS.as_posix()
+def _weights(files: PackageFiles, name: str) -> WeightsHeader:
     blocks, ahead = files.blocks(name), b""
 
     def read(count: int) -> bytes:

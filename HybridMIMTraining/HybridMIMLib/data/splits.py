@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ Owner = tuple[str, str]
 
 _SIDES = ("training", "validation")
 _SHOWN = 3
+_DRAWS = 100
 
 
 def draw_split(patients: Mapping[str, str], held_out: int, seed: int) -> Split:
@@ -67,11 +69,73 @@ def draw_cases(patients: Mapping[str, str], count: int, random: np.random.Genera
             wanted -= sizes[person]
     if count > 0 and not drawn:
         drawn = {min(order, key=lambda person: sizes[person])}
-    cases: dict[Owner, list[str]] = {person: [] for person in order}
-    for name, owner in owners.items():
-        cases[owner].append(name)
+    cases = _by_owner(owners)
     others, chosen = ([p for p in order if (p in drawn) == side] for side in (False, True))
     return [name for p in others for name in cases[p]], [name for p in chosen for name in cases[p]]
+
+
+def draw_folds(
+    patients: Mapping[str, str], labels: Mapping[str, Collection[int]], count: int, seed: int
+) -> list[list[str]]:
+    """Divide cases into folds for a cross-validation: each case is in one, all cases of a patient are in the same.
+
+    Patients come in a random order, those with most cases first, and each goes to the fold with the fewest cases, so
+    that folds differ by no more cases than the largest patient has. That is drawn many times, and the best draw is
+    taken: the one in which the fewest classes have all their holders in one fold, because of these the network that
+    is validated there would learn nothing; of several such the one with the most equal folds.
+
+    Args:
+        patients: patient by name of the case; an empty one is nobody else's.
+        labels: classes that the label map of each case has.
+        count: of folds.
+        seed: of the run.
+
+    Returns:
+        The names of each fold, in the order they came.
+
+    Raises:
+        DataError: there are fewer patients than folds.
+    """
+    owners = _owners(patients)
+    # Sorted first: the order in which files were found must not decide.
+    sizes = dict(sorted(Counter(owners.values()).items()))
+    if len(sizes) < count:
+        raise DataError(
+            f"{len(patients)} labelled scan(s) of {len(sizes)} patient(s) cannot be divided into {count} folds, "
+            "because all scans of a patient stay together",
+            cure="Lower finetuning.folds, or add scans of others.",
+        )
+    held = {owner: {label for name in names for label in labels[name]} for owner, names in _by_owner(owners).items()}
+    draws = [_one_draw(sizes, count, random_stream(seed, "folds", number)) for number in range(_DRAWS)]
+    best = min(draws, key=lambda fold_of: _worth(fold_of, sizes, held, count))
+    return [[name for name, owner in owners.items() if best[owner] == fold] for fold in range(count)]
+
+
+def _one_draw(sizes: Mapping[Owner, int], count: int, random: np.random.Generator) -> dict[Owner, int]:
+    """A fold for each owner."""
+    people = list(sizes)
+    mixed = [people[index] for index in random.permutation(len(people))]
+    filled = [(0, fold) for fold in range(count)]
+    fold_of = {}
+    # Sorting keeps the order of equals.
+    for owner in sorted(mixed, key=lambda one: -sizes[one]):
+        cases, fold = heapq.heappop(filled)
+        fold_of[owner] = fold
+        heapq.heappush(filled, (cases + sizes[owner], fold))
+    return fold_of
+
+
+def _worth(
+    fold_of: Mapping[Owner, int], sizes: Mapping[Owner, int], held: Mapping[Owner, set[int]], count: int
+) -> tuple[int, int]:
+    """Classes whose holders are all in one fold, and by how many cases folds differ: less is better."""
+    folds_of: dict[int, set[int]] = {}
+    filled = [0] * count
+    for owner, fold in fold_of.items():
+        filled[fold] += sizes[owner]
+        for label in held[owner]:
+            folds_of.setdefault(label, set()).add(fold)
+    return sum(len(folds) == 1 for folds in folds_of.values()), max(filled) - min(filled)
 
 
 def read_split(file: Path, names: Sequence[str], unusable: Iterable[str] = ()) -> Split:
@@ -107,6 +171,13 @@ def shared_patients(split: Split, patients: Mapping[str, str]) -> list[str]:
 
 def _owners(patients: Mapping[str, str]) -> dict[str, Owner]:
     return {name: ("patient", patient) if patient else ("case", name) for name, patient in patients.items()}
+
+
+def _by_owner(owners: Mapping[str, Owner]) -> dict[Owner, list[str]]:
+    cases: dict[Owner, list[str]] = {}
+    for name, owner in owners.items():
+        cases.setdefault(owner, []).append(name)
+    return cases
 
 
 def _sides(file: Path) -> list[list[str]]:

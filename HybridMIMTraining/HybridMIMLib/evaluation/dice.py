@@ -64,13 +64,13 @@ def dice_by_region(
 
 
 def mean_dice(rows: Sequence[Mapping[str, float]], regions: Collection[str] = ()) -> dict[str, float]:
-    """Mean over cases of each class and region, cases without it left out, and ``mean`` over those of the classes.
+    """Mean over cases of each class and region, cases without it left out, and ``mean`` over those that count.
 
     Each mean is one mean of all its values; means of running means weigh cases unequally.
 
     Args:
         rows: Dice by name, one a case.
-        regions: names that do not count for ``mean``, because their voxels count as classes already.
+        regions: names that do not count for ``mean``, because their voxels count under other names already.
     """
     means = {name: _mean([row[name] for row in rows]) for name in rows[0]}
     return {**means, "mean": _mean([value for name, value in means.items() if name not in regions])}

@@ -71,7 +71,13 @@ def evaluate(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     run.folder("references", "the label maps that are held to be right")
     folder = RunFolder.open("evaluate", run, may_differ=("evaluation",))
     with folder.at_work() as events:
-        return folder.finish(_Evaluation(run, folder.path, events).result())
+        return folder.finish(judge(run, folder.path, events)[0])
+
+
+def judge(run: Run, folder: Path, events: EventLog) -> tuple[dict[str, Any], Sequence[Row]]:
+    """The work of :func:`evaluate` in a folder, and the rows of ``predictions``: one a case and class."""
+    work = _Evaluation(run, folder, events)
+    return work.result(), work.judged[0].rows
 
 
 @dataclass

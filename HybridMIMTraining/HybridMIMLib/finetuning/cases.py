@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from HybridMIMLib.config import Run, user_path
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.layouts import Dataset
+from HybridMIMLib.data.prepare import Prepared
 from HybridMIMLib.data.splits import Split, draw_split, read_split, shared_patients
 from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.errors import DataError, LabelError
@@ -37,8 +38,26 @@ class Chosen:
         return {"training": self.training + self.left_out, "validation": self.validation}
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What is settled before the fine-tuning for a fold begins.
+
+    Attributes:
+        prepared: all cases, those of the other folds too.
+        chosen: who is trained on, and who is held out.
+    """
+
+    prepared: Prepared
+    chosen: Chosen
+
+
 def choose_cases(
-    run: Run, dataset: Dataset, found: Sequence[CaseFacts], classes: Sequence[LabelClass], events: EventLog
+    run: Run,
+    dataset: Dataset,
+    found: Sequence[CaseFacts],
+    classes: Sequence[LabelClass],
+    events: EventLog,
+    split: Split | None = None,
 ) -> Chosen:
     """Hold out the validation, then draw the share to train on; tell what cannot be learnt or measured.
 
@@ -48,12 +67,13 @@ def choose_cases(
         found: what was found in those that can.
         classes: to learn.
         events: where to tell.
+        split: who may be trained on and who is held out; None: as the settings say.
 
     Raises:
         DataError: there are too few cases, or a split does not fit them.
         LabelError: a class was annotated in none of those to train on.
     """
-    side, validation = _split(run, dataset, found, events)
+    side, validation = _split(run, dataset, found, events) if split is None else split
     of_side = [facts for facts in found if facts.case.name in set(side)]
     training = draw_share(of_side, run.finetuning.labelled_fraction, run.seed)
     chosen = Chosen(training, validation, [name for name in side if name not in set(training)])
@@ -109,11 +129,11 @@ def _covering_order(people: Mapping[str, Sequence[CaseFacts]], seed: int) -> lis
 def _by_patient(found: Iterable[CaseFacts]) -> dict[str, list[CaseFacts]]:
     people: dict[str, list[CaseFacts]] = {}
     for facts in found:
-        people.setdefault(_owner(facts), []).append(facts)
+        people.setdefault(owner_of(facts), []).append(facts)
     return people
 
 
-def _owner(facts: CaseFacts) -> str:
+def owner_of(facts: CaseFacts) -> str:
     """A name for the patient; where nobody says who it is, each scan is of another one."""
     return f"patient {facts.patient}" if facts.patient else f"scan {facts.case.name}"
 
@@ -135,10 +155,10 @@ def _drawn(found: Sequence[CaseFacts], patients: Mapping[str, str], held_out: in
     holders: dict[int, set[str]] = {}
     for facts in found:
         for label in facts.labels:
-            holders.setdefault(label, set()).add(_owner(facts))
+            holders.setdefault(label, set()).add(owner_of(facts))
     kept = set().union(*(owners for owners in holders.values() if len(owners) == 1))
-    free = {facts.case.name: facts.patient for facts in found if _owner(facts) not in kept}
-    others = len({_owner(facts) for facts in found if facts.case.name in free})
+    free = {facts.case.name: facts.patient for facts in found if owner_of(facts) not in kept}
+    others = len({owner_of(facts) for facts in found if facts.case.name in free})
     if len(free) < held_out or others < 2:
         return draw_split(patients, held_out, seed)
     validation = set(draw_split(free, held_out, seed)[1])

@@ -18,23 +18,25 @@ from HybridMIMLib import __version__
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
-from HybridMIMLib.data.classes import Region
+from HybridMIMLib.data.classes import LabelClass, Region
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
 from HybridMIMLib.data.patches import CropBatch, CropSampler, keys_on
-from HybridMIMLib.data.plan import fingerprint
+from HybridMIMLib.data.plan import Plan, fingerprint
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
 from HybridMIMLib.data.survey import CaseFacts, classes_of, read_case, survey
 from HybridMIMLib.evaluation.dice import dice_by_class, dice_by_region, mean_dice
 from HybridMIMLib.events import EventLog, duration
-from HybridMIMLib.finetuning.cases import Chosen, choose_cases
-from HybridMIMLib.finetuning.loss import segmentation_losses, set_initial_shares
+from HybridMIMLib.finetuning.cases import Chosen, Fold
+from HybridMIMLib.finetuning.folds import choose, run_folds
 from HybridMIMLib.finetuning.precision import in_precision, settle_precision, takes_half
 from HybridMIMLib.finetuning.start import Freezer, begin_with, check_start, paces
+from HybridMIMLib.finetuning.targets import Target, make_target
 from HybridMIMLib.inference.engines import TorchEngine
 from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
+from HybridMIMLib.networks.deep_supervision import supervised_levels
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.memory import crop_bytes, settle_batch
@@ -60,7 +62,9 @@ def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         ``model`` (path of the package), ``validation`` (Dice by class of the kept checkpoint), ``step`` it was
         reached at, ``steps`` and ``seconds`` that were trained in all, ``ended_early`` (whether for want of a better
         validation), ``trained_on`` (names of the cases), ``loaded`` (what came from the pre-trained weights),
-        ``warnings``.
+        ``warnings``. With ``finetuning.folds`` the model is that of all folds, ``validation`` is of the
+        cross-validation, and there are also ``folds`` (``validation``, ``held_out``, ``step`` … of each) and ``csv``,
+        ``json`` and ``report`` (files; see :mod:`HybridMIMLib.finetuning.folds`).
 
     Raises:
         HybridMIMError: settings, scans, weights or disk do not allow it; the message names the cure.
@@ -70,43 +74,58 @@ def finetune(run: Run | None = None, **settings: Any) -> dict[str, Any]:
     return carry_out("finetune", run, lambda folder, events: run_finetuning(run, folder, events))
 
 
-def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None) -> dict[str, Any]:
-    """Prepare, train, validate, write the package; see :func:`finetune`. ``dataset`` names a part of the cases."""
+def run_finetuning(
+    run: Run, folder: Path, events: EventLog, dataset: Dataset | None = None, fold: Fold | None = None
+) -> dict[str, Any]:
+    """Prepare, train, validate, write the package; see :func:`finetune`.
+
+    Args:
+        run: the settings; with ``finetuning.folds`` all of it is done for each fold.
+        folder: of the run, or of its stage.
+        events: where progress goes.
+        dataset: a part of the cases; None takes all.
+        fold: the one to fine-tune for; None: there are none, or all are asked for.
+    """
     device = choose_device(run.device)
     start = Pretrained.of(run)
     check_start(run, start)
     precision = settle_precision(run.finetuning.precision, device, folder, events)
     if start:
         run = replace(run, network=start.network_for(run))
+    supervised_levels(run.finetuning.deep_supervision, run.network)
     if dataset is None:
         dataset = dataset_of(run, "labelled")
     plan = start.plan_for(run) if start else None
-    prepared = prepare_folder(run, "labelled", folder, events, plan, FEWEST_CASES, dataset, plan is not None)
+    prepared = (
+        fold.prepared
+        if fold
+        else prepare_folder(run, "labelled", folder, events, plan, FEWEST_CASES, dataset, plan is not None)
+    )
+    regions = _regions(dataset, prepared.facts, prepared.classes)
+    target = make_target(run, prepared.classes, regions)
     # A class that is not there must not end the work after hours.
-    clean_up = CleanUp().with_settings(run.inference, prepared.classes)
+    clean_up = CleanUp().with_settings(run.inference, target.outputs)
+    if run.finetuning.folds and not fold:
+        return run_folds(run, folder, events, dataset, prepared, target)
     network_settings = settled(run.network, prepared.plan.spacing)
     run = replace(run, network=network_settings)
-    batch = settle_batch(run.finetuning.batch, lambda: _crop_bytes(run, prepared), device, folder, events)
+    batch = settle_batch(run.finetuning.batch, lambda: _crop_bytes(run, prepared, target), device, folder, events)
     run = replace(run, finetuning=replace(run.finetuning, batch=batch))
-    plan, classes = prepared.plan, len(prepared.classes)
-    network = make_segmentation_network(network_settings, plan.channels, classes, plan.crop, run.seed)
-    assert network.head.bias is not None
-    set_initial_shares(network.head.bias)
+    network = _make_network(run, prepared.plan, target)
     encoder_alone = run.finetuning.start == "encoder"
     loaded = begin_with(network.backbone, start, run.partial_weights, events, encoder_alone)
-    chosen = choose_cases(run, dataset, prepared.facts, prepared.classes, events)
+    chosen = fold.chosen if fold else choose(run, dataset, prepared.facts, prepared.classes, target, events)[0]
     contents = {facts.case.name: facts.content for facts in prepared.facts}
     split = chosen.split
     keep_inputs(folder / "split.json", {kind: {n: contents[n] for n in names} for kind, names in split.items()})
     used = {"training": chosen.training, "validation": chosen.validation}
-    regions = _regions(dataset, prepared)
-    trainer = _Finetuning(run, prepared, network, chosen, regions, folder, events, device, precision)
+    trainer = _Finetuning(run, prepared, network, chosen, target, regions, folder, events, device, precision)
     memory, progress = trainer.train(), trainer.progress
     package = ModelPackage(
         network,
         network_settings,
         prepared.plan,
-        prepared.classes,
+        target.outputs,
         {
             "trained": datetime.now().astimezone().isoformat(timespec="seconds"),
             "pretrained": loaded,
@@ -123,6 +142,7 @@ def run_finetuning(run: Run, folder: Path, events: EventLog, dataset: Dataset | 
             **progress,
         },
         model_name(run),
+        target.overlapping,
         clean_up=clean_up,
         flip_axes=tuple(sorted(set(run.finetuning.flip_axes))) if run.finetuning.augment else (),
     )
@@ -142,16 +162,28 @@ def _digest(contents: Iterable[str]) -> str:
     return hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
 
 
-def _crop_bytes(run: Run, prepared: Prepared) -> int:
+def _make_network(run: Run, plan: Plan, target: Target) -> SegmentationNetwork:
+    """The network, with heads that say mostly background; the settings of the network are settled."""
+    levels = supervised_levels(run.finetuning.deep_supervision, run.network)
+    network = make_segmentation_network(
+        run.network, plan.channels, len(target.outputs), plan.crop, run.seed,
+        overlapping=target.overlapping, levels=levels,
+    )  # fmt: skip
+    for bias in network.head_biases():
+        target.begin(bias)
+    return network
+
+
+def _crop_bytes(run: Run, prepared: Prepared, target: Target) -> int:
     """Memory that a crop takes in a step; a network is made for this question alone."""
-    plan, classes = prepared.plan, len(prepared.classes)
-    network = make_segmentation_network(run.network, plan.channels, classes, plan.crop)
+    plan = prepared.plan
+    network = _make_network(run, plan, target)
 
     def losses(count: int) -> dict[str, Tensor]:
         label = torch.zeros(count, *plan.crop, dtype=torch.int64)
         with dropout_keys(torch.arange(count)):
-            scores = network(torch.zeros(count, plan.channels, *plan.crop))
-        return segmentation_losses(scores, label)
+            scores = network.scores_by_stage(torch.zeros(count, plan.channels, *plan.crop))
+        return target.losses(scores, label)
 
     return crop_bytes(losses)
 
@@ -162,14 +194,17 @@ def check_labelled(run: Run, dataset: Dataset) -> None:
     Raises:
         DataError: too few scans can be used, or the split does not fit them.
         LabelError: a label map is wrong, or a class was annotated in none of those to train on.
-        SettingsError: the device cannot train in the precision that was asked for.
+        SettingsError: the device cannot train in the precision that was asked for, or what is to be learnt is not
+            there, in the network or in the names of the data set.
     """
     takes_half(run.finetuning.precision, choose_device(run.device))
+    supervised_levels(run.finetuning.deep_supervision, run.network)
     # What is merely odd is told when they are read again, for the fine-tuning itself.
     events = EventLog()
     facts = survey(dataset.cases, events, dataset.partial)
     classes = classes_of(facts, named_for_labels(dataset, _labels_met(facts)).classes)
-    choose_cases(run, dataset, facts, classes, events)
+    target = make_target(run, classes, _regions(dataset, facts, classes))
+    choose(run, dataset, facts, classes, target, events)
 
 
 def model_name(run: Run) -> str:
@@ -192,6 +227,7 @@ class _Finetuning:
         prepared: Prepared,
         network: SegmentationNetwork,
         chosen: Chosen,
+        target: Target,
         regions: Sequence[Region],
         folder: Path,
         events: EventLog,
@@ -202,11 +238,11 @@ class _Finetuning:
         self.device, self.network, self.precision = device, network, precision
         # The network that is trained itself, and no copy that another engine made of it.
         engine = TorchEngine(network, self.device, run.inference.window_batch or WINDOWS)
-        self.predictor = Predictor(engine, prepared.plan, prepared.classes, run.inference)
+        self.predictor = Predictor(engine, prepared.plan, target.outputs, run.inference, target.overlapping)
         cases = [case for case in prepared.cases if case.name in set(chosen.training)]
         self.sampler = CropSampler(cases, self.plan.crop, run.seed, "finetune", run.finetuning.foreground_share)
         self.validation = [facts for facts in prepared.facts if facts.case.name in set(chosen.validation)]
-        self.regions = tuple(regions)
+        self.target, self.regions = target, tuple(regions)
         self.partial = any(case.annotated is not None for case in cases)
         self.folder, self.best = folder, folder / "best.safetensors"
         self.freezer = Freezer(network.backbone, run.finetuning.frozen_steps)
@@ -247,10 +283,10 @@ class _Finetuning:
         return self.memory
 
     def _warn_of_lost_classes(self) -> None:
-        for one in self.classes:
+        for one in self.target.outputs:
             if self.memory.get(f"best {one.name}") == 0:
                 self.events.warning(
-                    f"class {one.name} was not found in any validation scan. Train for more finetuning.steps, "
+                    f"{one.name} was not found in any validation scan. Train for more finetuning.steps, "
                     "or add scans in which it is labelled."
                 )
 
@@ -264,13 +300,14 @@ class _Finetuning:
             drawn = draw_augmentation(batch.keys, self.plan.spacing, self.run.finetuning.flip_axes)
             image, label = apply_augmentation(image, label, drawn)
         with dropout_keys(keys_on(batch.keys, self.device)), in_precision(self.precision, self.device):
-            scores = self.network(image)
-        return segmentation_losses(scores.float(), label, batch.annotated if self.partial else None)
+            scores = self.network.scores_by_stage(image)
+        annotated = batch.annotated if self.partial else None
+        return self.target.losses([one.float() for one in scores], label, annotated)
 
     def validate(self, step: int) -> dict[str, float]:
         """Dice on the whole validation scans, on their own grids; keeps the weights if they are the best yet."""
         rows = [self._dice(facts) for facts in self.validation]
-        means = mean_dice(rows, [region.name for region in self.regions])
+        means = mean_dice(rows, set(rows[0]) - set(self.target.measured))
         score = 0.0 if math.isnan(means["mean"]) else means["mean"]
         self.memory["waited"] = self.memory.get("waited", 0) + 1
         if score > self.memory.get("best mean", -1.0):
@@ -301,10 +338,10 @@ class _Finetuning:
         return {**classes, **dice_by_region(found, label.array, self.regions, facts.annotated)}
 
 
-def _regions(dataset: Dataset, prepared: Prepared) -> tuple[Region, ...]:
+def _regions(dataset: Dataset, found: Sequence[CaseFacts], classes: Sequence[LabelClass]) -> tuple[Region, ...]:
     """The regions that can be measured with the classes that are learnt."""
-    known = {one.label for one in prepared.classes}
-    named = named_for_labels(dataset, _labels_met(prepared.facts))
+    known = {one.label for one in classes}
+    named = named_for_labels(dataset, _labels_met(found))
     return tuple(region for region in named.regions if region.labels <= known)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from HybridMIMLib.architectures import SEGRESNET, SWIN, VIT
 from HybridMIMLib.config import NetworkSettings
+from HybridMIMLib.networks.deep_supervision import DeeplySupervised
 from HybridMIMLib.networks.interface import EncoderDecoder, SegmentationNetwork, Triple
 from HybridMIMLib.networks.segresnet import SegResNet
 from HybridMIMLib.networks.swin_unetr import SwinUNETR
@@ -18,6 +19,7 @@ from HybridMIMLib.randomness import stream_key
 
 __all__ = [
     "UNETR",
+    "DeeplySupervised",
     "EncoderDecoder",
     "SegResNet",
     "SegmentationNetwork",
@@ -70,12 +72,28 @@ _BACKBONES = {
 
 
 def make_segmentation_network(
-    settings: NetworkSettings, channels: int, classes: int, crop: Triple, seed: int = 0
+    settings: NetworkSettings,
+    channels: int,
+    classes: int,
+    crop: Triple,
+    seed: int = 0,
+    *,
+    overlapping: bool = False,
+    levels: int = 0,
 ) -> SegmentationNetwork:
-    """The backbone with a head of ``classes`` + 1 (background first) output channels."""
+    """The backbone with a head of ``classes`` + 1 (background first) output channels.
+
+    Args:
+        settings, channels, crop, seed: see :func:`make_backbone`.
+        classes: to tell apart.
+        overlapping: one output a class, and none for the background.
+        levels: coarser stages of the decoder that have a head of their own, for a training.
+    """
     backbone = make_backbone(settings, channels, crop, seed)
+    outputs = classes + (not overlapping)
     with initial_weights(seed, "head"):
-        return SegmentationNetwork(backbone, classes + 1)
+        # The last head is drawn first, and is the same with and without the others.
+        return DeeplySupervised(backbone, outputs, levels) if levels else SegmentationNetwork(backbone, outputs)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,7 @@ class EncoderDecoder(nn.Module, ABC):
         widths: channels of the pyramid's levels, finest first; the last is the bottleneck.
         strides: input voxels between voxels of each level, along each axis.
         out_width: channels of what :meth:`decode` returns.
+        decoder_widths: channels of the decoder's stages, finest first; the first is ``out_width``.
         fill_width: numbers that stand for what is hidden, see :meth:`encode_hidden`: channels of the scan, or of a
             token.
         encoder_parts: first parts of the names of the encoder's tensors; all others are the decoder's.
@@ -74,6 +76,7 @@ class EncoderDecoder(nn.Module, ABC):
     widths: tuple[int, ...]
     strides: tuple[Triple, ...]
     out_width: int
+    decoder_widths: tuple[int, ...]
     fill_width: int
     encoder_parts: tuple[str, ...]
     encoder_layers: tuple[tuple[str, ...], ...]
@@ -92,6 +95,12 @@ class EncoderDecoder(nn.Module, ABC):
         """
 
     @abstractmethod
+    def decode_stages(self, pyramid: Pyramid, box: Box | None = None) -> Iterator[Tensor]:
+        """What each stage of the decoder makes, coarsest first; the last is what :meth:`decode` returns.
+
+        Each is handed on as soon as it is computed, so that a coarser one can be forgotten.
+        """
+
     def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
         """Features (B, out_width, D, H, W) on the input's grid, or of ``box`` alone.
 
@@ -105,6 +114,7 @@ class EncoderDecoder(nn.Module, ABC):
         SwinUNETR, 0.05 to 0.06 in UNETR, 0.05 to 0.07 in SegResNet; over the whole box by 0.10 to 0.19. Measured with
         a box of 64³ in the corner of a crop of 96³, size base, initial weights, three CT scans.
         """
+        return deque(self.decode_stages(pyramid, box), maxlen=1).pop()
 
     def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> Pyramid:
         """The pyramid of a scan of which something is hidden (SimMIM, arXiv:2111.09886).
@@ -157,8 +167,20 @@ class SegmentationNetwork(nn.Module):
         scores: Tensor = self.head(self.backbone(x))
         return scores
 
+    def scores_by_stage(self, x: Tensor) -> list[Tensor]:
+        """Scores of each stage of the decoder that has a head, finest first: here the last one alone."""
+        return [self(x)]
+
+    def head_biases(self) -> list[Tensor]:
+        """The bias of each head."""
+        return [head.bias for head in self.heads() if head.bias is not None]
+
+    def heads(self) -> list[nn.Conv3d]:
+        """The layers to scores, that of the last stage first."""
+        return [self.head]
+
     def monai_state(self) -> Mapping[str, Tensor]:
-        """The tensors under the names of MONAI's class."""
+        """The tensors under the names of MONAI's class; what serves the training alone is none of them."""
         own = {f"{self.backbone.head_name}.{name}": tensor for name, tensor in self.head.state_dict().items()}
         return {**self.backbone.state_dict(), **own}
 

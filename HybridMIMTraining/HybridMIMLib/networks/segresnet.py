@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from monai.networks.nets import SegResNet as MonaiSegResNet
 from torch import Tensor, nn
 
@@ -43,6 +45,7 @@ class SegResNet(EncoderDecoder, MonaiSegResNet):  # type: ignore[misc]  # MONAI 
         self.widths = tuple(size.filters * 2**stage for stage in stages)
         self.strides = tuple((2**stage,) * 3 for stage in stages)
         self.out_width, self.fill_width = size.filters, channels
+        self.decoder_widths = self.widths[:-1]
         self.dropouts = nn.ModuleList(SampleDropout(dropout, stage) for stage in stages)
 
     def encode_from(self, stage: int, x: Tensor) -> Pyramid:
@@ -54,10 +57,9 @@ class SegResNet(EncoderDecoder, MonaiSegResNet):  # type: ignore[misc]  # MONAI 
             pyramid.append(x)
         return pyramid
 
-    def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
-        """See :meth:`EncoderDecoder.decode`."""
+    def decode_stages(self, pyramid: Pyramid, box: Box | None = None) -> Iterator[Tensor]:
+        """See :meth:`EncoderDecoder.decode_stages`."""
         *skips, x = self.in_box(pyramid, box)
-        for enlarge, layer, skip in zip(self.up_samples, self.up_layers, reversed(skips)):
-            x = layer(enlarge(x) + skip)
-        features: Tensor = self.conv_final(x)
-        return features
+        for number, (enlarge, layer) in enumerate(zip(self.up_samples, self.up_layers), 1):
+            x = layer(enlarge(x) + skips[-number])
+            yield x if number < len(skips) else self.conv_final(x)

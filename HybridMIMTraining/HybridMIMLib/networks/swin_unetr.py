@@ -61,6 +61,7 @@ class SwinUNETR(EncoderDecoder, MonaiSwinUNETR):  # type: ignore[misc]  # MONAI 
         self.widths = (channels, *(size.features * 2**level for level in range(_STAGES + 1)))
         self.strides = tuple((2**level,) * 3 for level in range(_STAGES + 2))
         self.out_width = self.fill_width = size.features
+        self.decoder_widths = (size.features, *(size.features * 2**level for level in range(_STAGES)))
         self.dropouts = nn.ModuleList(SampleDropout(dropout, stage) for stage in range(1, _STAGES + 2))
 
     def encode_from(self, stage: int, x: Tensor) -> Pyramid:
@@ -84,16 +85,15 @@ class SwinUNETR(EncoderDecoder, MonaiSwinUNETR):  # type: ignore[misc]  # MONAI 
         tokens = torch.where(places, fill[None, :, None, None, None].to(tokens.dtype), tokens)
         return [seen, *self._from_tokens(tokens)]
 
-    def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
-        """See :meth:`EncoderDecoder.decode`."""
+    def decode_stages(self, pyramid: Pyramid, box: Box | None = None) -> Iterator[Tensor]:
+        """See :meth:`EncoderDecoder.decode_stages`."""
         scan, *levels, bottleneck = self.in_box(pyramid, box)
         half, quarter, eighth, sixteenth = (self._normalised(level) for level in levels)
-        x = self.decoder5(self.encoder10(bottleneck), sixteenth)
-        x = self.decoder4(x, self.encoder4(eighth))
-        x = self.decoder3(x, self.encoder3(quarter))
-        x = self.decoder2(x, self.encoder2(half))
-        features: Tensor = self.decoder1(x, self.encoder1(scan))
-        return features
+        yield (x := self.decoder5(self.encoder10(bottleneck), sixteenth))
+        yield (x := self.decoder4(x, self.encoder4(eighth)))
+        yield (x := self.decoder3(x, self.encoder3(quarter)))
+        yield (x := self.decoder2(x, self.encoder2(half)))
+        yield self.decoder1(x, self.encoder1(scan))
 
     def _from_tokens(self, tokens: Tensor) -> Pyramid:
         tokens = self.dropouts[0](tokens)

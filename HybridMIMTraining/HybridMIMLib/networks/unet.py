@@ -5,7 +5,7 @@ Two 3×3×3 convolutions a level, each with instance norm and leaky ReLU; stride
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from monai.networks.nets import DynUNet
@@ -59,6 +59,7 @@ class UNet(EncoderDecoder, DynUNet):  # type: ignore[misc]  # MONAI is not typed
         # MONAI keeps every block a second time, nested; and the head is not part of what is pre-trained.
         del self.skip_layers, self.output_block
         self.widths, self.out_width, self.fill_width = tuple(features), features[0], channels
+        self.decoder_widths = self.widths[:-1]
         downsamples = ((f"downsamples.{number}",) for number in range(len(self.downsamples)))
         self.encoder_layers = (("input_block",), *downsamples, ("bottleneck",))
         totals = np.cumprod(strides, axis=0).tolist()
@@ -83,9 +84,9 @@ class UNet(EncoderDecoder, DynUNet):  # type: ignore[misc]  # MONAI is not typed
             pyramid.append(x)
         return pyramid
 
-    def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
-        """See :meth:`EncoderDecoder.decode`."""
+    def decode_stages(self, pyramid: Pyramid, box: Box | None = None) -> Iterator[Tensor]:
+        """See :meth:`EncoderDecoder.decode_stages`."""
         *skips, x = self.in_box(pyramid, box)
         for up, skip in zip(self.upsamples, reversed(skips)):
             x = up(x, skip)
-        return x
+            yield x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -68,6 +70,7 @@ class UNETR(EncoderDecoder, MonaiUNETR):  # type: ignore[misc]  # MONAI is not t
         self.widths = (channels, *(size.width,) * stages)
         self.strides = ((1, 1, 1), *((token, token, token),) * stages)
         self.out_width, self.fill_width = size.features, size.width
+        self.decoder_widths = tuple(size.features * 2**stage for stage in range(stages))
         self.dropouts = nn.ModuleList(SampleDropout(dropout, stage, axis=2) for stage in range(1, stages + 1))
 
     def embed(self, x: Tensor, places: Tensor | None = None) -> Tensor:
@@ -111,14 +114,14 @@ class UNETR(EncoderDecoder, MonaiUNETR):  # type: ignore[misc]  # MONAI is not t
         tokens = self._with_positions(torch.where(places, fill.to(tokens.dtype), tokens))
         return [seen, *(self.to_grid(level) for level in self._attend_from(1, tokens))]
 
-    def decode(self, pyramid: Pyramid, box: Box | None = None) -> Tensor:
-        """See :meth:`EncoderDecoder.decode`."""
+    def decode_stages(self, pyramid: Pyramid, box: Box | None = None) -> Iterator[Tensor]:
+        """See :meth:`EncoderDecoder.decode_stages`."""
         scan, *skips, x = self.in_box(pyramid, box)
         for number in range(len(skips), 0, -1):
             skip = self.get_submodule(f"encoder{number + 1}")(skips[number - 1])
             x = self.get_submodule(f"decoder{number + 2}")(x, skip)
-        features: Tensor = self.decoder2(x, self.encoder1(scan))
-        return features
+            yield x
+        yield self.decoder2(x, self.encoder1(scan))
 
     def _embedded(self, x: Tensor) -> Tensor:
         patches: Tensor = self.vit.get_submodule("patch_embedding.patch_embeddings")(x)

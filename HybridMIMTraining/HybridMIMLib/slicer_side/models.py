@@ -42,6 +42,8 @@ def describe(model: ModelDescription) -> str:
     """One or two lines: classes, and how it was made."""
     classes = ", ".join(one.name for one in model.classes)
     facts = []
+    if model.members > 1:
+        facts.append(f"{model.members} networks as one")
     if model.trained:
         facts.append(f"trained {model.trained[:10]}")
     scans = model.provenance.get("labelled_scans")

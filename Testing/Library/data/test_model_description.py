@@ -227,7 +227,7 @@ def test_a_later_format_and_missing_weights_are_named(tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(folder / "elsewhere")
     with pytest.raises(ModelError, match=r"model\.safetensors: no such file"):
         read_description(folder)
-    edit(folder, ours(format=4))
+    edit(folder, ours(format=5))
     with pytest.raises(ModelError, match="later version"):
         read_description(folder)
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
-from HybridMIMLib.data.splits import draw_cases, draw_split, read_split, shared_patients
+from HybridMIMLib.data.splits import draw_cases, draw_folds, draw_split, read_split, shared_patients
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.randomness import random_stream
 
@@ -150,3 +152,59 @@ def test_a_file_that_is_missing_or_no_json(tmp_path: Path) -> None:
 def test_patients_on_both_sides_are_found() -> None:
     assert shared_patients((["case 0", "case 5"], ["case 1", "case 9"]), GROUPED) == ["patient 0"]
     assert shared_patients((["case 0"], ["case 1"]), ALONE) == []
+
+
+# --- folds ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def cohorts(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, set[int]]]:
+    count = draw(st.integers(2, 25))
+    patients = {f"case {n}": draw(st.sampled_from(["", "", "A", "B", "C", "D"])) for n in range(count)}
+    return patients, {name: draw(st.sets(st.integers(1, 4))) for name in patients}
+
+
+def groups_of(patients: dict[str, str]) -> list[set[str]]:
+    """The cases that must stay together."""
+    known = sorted({patient for patient in patients.values() if patient})
+    alone = [{name} for name, patient in patients.items() if not patient]
+    return [*alone, *({name for name in patients if patients[name] == patient} for patient in known)]
+
+
+@hypothesis.given(cohorts(), st.integers(2, 6), st.integers(0, 5))
+@hypothesis.settings(deadline=None, max_examples=60)
+def test_folds_are_a_division_by_patient_into_nearly_equal_parts(
+    cohort: tuple[dict[str, str], dict[str, set[int]]], count: int, seed: int
+) -> None:
+    patients, labels = cohort
+    groups = groups_of(patients)
+    if len(groups) < count:
+        with pytest.raises(DataError, match=f"of {len(groups)} patient.*into {count} folds"):
+            draw_folds(patients, labels, count, seed)
+        return
+    folds = draw_folds(patients, labels, count, seed)
+    assert len(folds) == count and sorted(name for fold in folds for name in fold) == sorted(patients)
+    assert all(any(group <= set(fold) for fold in folds) for group in groups), "patients stay together"
+    sizes = [len(fold) for fold in folds]
+    assert min(sizes) > 0 and max(sizes) - min(sizes) <= max(map(len, groups))
+    assert all(fold == [name for name in patients if name in fold] for fold in folds), "in the order they came"
+    turned = draw_folds(dict(reversed(patients.items())), labels, count, seed)
+    assert [set(fold) for fold in turned] == [set(fold) for fold in folds], "the order of files does not matter"
+
+
+def test_the_seed_decides_who_is_in_which_fold() -> None:
+    draws = {tuple(map(tuple, draw_folds(ALONE, dict.fromkeys(ALONE, set()), 3, seed))) for seed in range(10)}
+    assert len(draws) > 6
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_few_who_have_a_class_are_in_different_folds(count: int, seed: int) -> None:
+    """Three classes with two holders each: with two folds, by chance, seven draws of eight would fail one of them."""
+    labels: dict[str, set[int]] = {f"case {n}": {1} for n in range(12)}
+    for number, name in enumerate(["case 0", "case 3", "case 4", "case 7", "case 8", "case 11"]):
+        labels[name] = {1, 2 + number // 2}
+    folds = draw_folds(dict.fromkeys(labels, ""), labels, count, seed)
+    assert max(map(len, folds)) - min(map(len, folds)) <= 1
+    for label in (2, 3, 4):
+        assert sum(any(label in labels[name] for name in fold) for fold in folds) == 2
