@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import json
 import re
 import signal
 import sys
@@ -82,6 +83,12 @@ COMMANDS = {
          "evaluation"),
         "evaluate --predictions SEGMENTED --references CASES --output EVALUATED",
     ),
+    "study": Command(
+        "see whether pre-training helps on your scans: arms, seeds and labelled amounts, and a verdict",
+        ("unlabelled", "labelled", "missing_labels", "resample_labels", "output", "store", "seed", "device", "study",
+         "plan", "network", "pretraining", "finetuning", "inference", "evaluation"),
+        "study --unlabelled SCANS --labelled CASES --study.preset quick --output STUDY",
+    ),
     "demo": Command(
         "the whole way, on synthetic scans or on your folders",
         ("unlabelled", "labelled", "missing_labels", "resample_labels", "name", "output", "store", "seed", "device",
@@ -92,6 +99,11 @@ COMMANDS = {
         "make a package of a model, to hand on", ("model", "output", "name", "license", "inference"),
         "model pack --model FINETUNED/model --output liver.zip --license CC-BY-4.0", has_run=False,
         function="pack_model",
+    ),
+    "model ensemble": Command(
+        "make one model of several of a kind, such as the folds of a cross-validation: their scores are averaged",
+        ("models", "output", "name", "license", "inference"),
+        "model ensemble FOLD1/model FOLD2/model --output liver.zip", has_run=False, function="ensemble_models",
     ),
     "model add": Command(
         "keep a package that you were given, once all of it is checked", ("model",), "model add --model liver.zip",
@@ -173,6 +185,7 @@ def parse(command: str, arguments: Sequence[str]) -> Run:
     """
     from jsonargparse import ArgumentError
 
+    arguments = _with_models(arguments) if command == "model ensemble" else arguments
     try:
         values = _parser(command).parse_args(_configs_first(arguments)).as_dict()
     except (ArgumentError, argparse.ArgumentError) as error:
@@ -183,6 +196,13 @@ def parse(command: str, arguments: Sequence[str]) -> Run:
         # Its settings are wanted, its folder is taken.
         values["output"] = _option(arguments, "--output")
     return from_dict(values)
+
+
+def _with_models(arguments: Sequence[str]) -> list[str]:
+    """Models need no ``--models`` where they come first."""
+    count = next((n for n, one in enumerate(arguments) if one.startswith("-")), len(arguments))
+    named = [f"--models={json.dumps(list(arguments[:count]))}"] if count else []
+    return [*named, *arguments[count:]]
 
 
 def _texts(arguments: Sequence[str]) -> dict[str, str]:

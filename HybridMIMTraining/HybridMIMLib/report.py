@@ -11,8 +11,8 @@ from HybridMIMLib.events import duration
 def report(command: str, result: Mapping[str, Any]) -> str:
     """The lines to print when ``command`` is done."""
     writers = {"check": _check, "demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain,
-               "evaluate": _evaluate, "rank": _rank, "forecast": _forecast, "segment": _segment, "train": _train,
-               "model list": _models, "model add": _added}  # fmt: skip
+               "evaluate": _evaluate, "rank": _rank, "forecast": _forecast, "segment": _segment, "study": _study,
+               "train": _train, "model list": _models, "model add": _added}  # fmt: skip
     return "\n".join(writers.get(command, _plain)(result))
 
 
@@ -131,10 +131,27 @@ def _pretrain(result: Mapping[str, Any]) -> list[str]:
 
 
 def _finetune(result: Mapping[str, Any]) -> list[str]:
+    if result.get("folds"):
+        return [result["loaded"], "", *_folds(result), "", f"report       {result['report']}", *_to_use(result)]
     scores = [f"{name} {_number(value)}" for name, value in result["validation"].items()]
     kept = f"Dice on the validation scans, step {result['step']}: {', '.join(scores)}" if scores else "no validation"
-    return [result["loaded"], kept, f"model        {result['model']}",
-            f"next: segment --scans NEW --model {result['model']}"]  # fmt: skip
+    return [result["loaded"], kept, *_to_use(result)]
+
+
+def _to_use(result: Mapping[str, Any]) -> list[str]:
+    return [f"model        {result['model']}", f"next: segment --scans NEW --model {result['model']}"]
+
+
+def _folds(result: Mapping[str, Any]) -> list[str]:
+    names = list(result["validation"])
+    rows = [
+        [f"{number}", f"{len(one['held_out'])}", *(_number(one["validation"].get(name)) for name in names)]
+        for number, one in enumerate(result["folds"], 1)
+    ]
+    held_out = sum(len(one["held_out"]) for one in result["folds"])
+    rows.append(["all", f"{held_out}", *(_number(result["validation"][name]) for name in names)])
+    return ["Dice of the cross-validation: each scan by the network that was not trained on it",
+            *table(["fold", "scans", *names], rows)]  # fmt: skip
 
 
 def _train(result: Mapping[str, Any]) -> list[str]:
@@ -194,6 +211,29 @@ def _evaluate(result: Mapping[str, Any]) -> list[str]:
     ]
     files = [f"{name:<12} {result[name]}" for name in ("report", "csv", "json")]
     return [*table(head, rows), "", *lines, *([""] if lines else []), *files]
+
+
+def _study(result: Mapping[str, Any]) -> list[str]:
+    if "verdicts" not in result:
+        return [result["estimate"], "Nothing was begun. The same command without study.estimate_only begins it."]
+    rows = [
+        [
+            one["arm"],
+            one["labelled"],
+            f"{one['learning_rate']:g}" if one["learning_rate"] else "-",
+            *(
+                (_number(one["dice"]["mean"]), _between(one["dice"]["low"], one["dice"]["high"]))
+                if one["dice"]
+                else "--"
+            ),
+            " ".join(_number(seed["dice"]) for seed in one["seeds"]) or "-",
+        ]
+        for one in result["arms"]
+    ]
+    lines = table(["arm", "labelled", "rate", "mean Dice", "95 % interval", "each seed"], rows)
+    failed = [f"not finished: {title}: {why}" for title, why in result["failed"].items()]
+    files = [f"{name:<12} {result[name]}" for name in ("report", "cells", "cases", "json")]
+    return [*lines, "", *result["verdicts"], "", *failed, *files]
 
 
 def _between(low: float | None, high: float | None) -> str:

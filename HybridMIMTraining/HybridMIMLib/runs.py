@@ -61,10 +61,10 @@ COMMAND = "command"
 _SECONDS_BETWEEN_BEATS, _SECONDS_WITHOUT_BEAT = 5.0, 60.0
 _QUERY, _STILL_ACTIVE = 0x1000, 259
 
-_INPUTS = ("split.json", "scans.json")
+_INPUTS = ("split.json", "folds.json", "scans.json")
 _MADE_NOTHING = {
     *("run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "log.txt", "plan.json", "plan.yaml"),
-    *("batch.json", "precision.json", "store"),
+    *("batch.json", "precision.json", "store", "probe", "estimate.json"),
     *_INPUTS,
 }
 """What a run folder holds before there is anything to continue from; the store fits by itself or is made anew."""

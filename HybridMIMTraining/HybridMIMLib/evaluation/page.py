@@ -81,22 +81,27 @@ def page(content: Content) -> str:
     """The HTML of a report; every name in it is escaped."""
     parts = [
         "<h1>How good are these segmentations?</h1>",
-        _table(("", ""), [(escape(what), escape(value)) for what, value in content.facts]),
+        html_table(("", ""), [(escape(what), escape(value)) for what, value in content.facts]),
         *(f'<p class="warning">{escape(text)}</p>' for text in content.warnings),
         _answer(content.runs[0][1]),
         *([_comparison(content)] if content.comparison else []),
         *(part for title, summary in content.runs for part in _run(title, summary, len(content.runs) > 1)),
         "<h2>Every case</h2><p>Each dot is a case. A box holds the middle half of the cases, the line in it is their "
         "median. Classes stand in the order of the table.</p>",
-        *map(_figure, content.boxes),
+        *map(html_figure, content.boxes),
         "<h2>Volumes</h2><p>Left: on the grey line the prediction has the volume of the reference. Right: above 0 it "
         "is too large, below too small; a cloud that rises or falls says that this depends on the size.</p>",
-        *map(_figure, content.volumes),
+        *map(html_figure, content.volumes),
         *([_worst(content)] if content.worst else []),
         _definitions(content),
     ]
+    return document("Evaluation of segmentations", parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A page of parts that are HTML already; the title is plain text."""
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation of segmentations</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
 
@@ -150,8 +155,8 @@ def _run(title: str, summary: Summary, several: bool) -> list[str]:
     volumes = [_volume_row(one) for one in summary.classes]
     return [
         f"<h2>{heading}</h2>",
-        _table(head, rows, first_is_all=True),
-        _table(
+        html_table(head, rows, first_is_all=True),
+        html_table(
             ("class", "cases", "difference of volume, ml<br><small>mean (95 % interval)</small>",
              "95 % of cases lie between, ml<br><small>mean ± 1.96 standard deviations</small>",
              "difference, %<br><small>mean</small>", "<br><small>median</small>"),
@@ -219,7 +224,7 @@ def _comparison(content: Content) -> str:
         "No p is corrected for how many there are: of twenty rows without any difference one is below 0.05 on "
         "average, so look at the first row, or at one that was chosen beforehand. "
         "Left out are cases of which only one of both has a figure.</p>"
-    ) + _table(head, rows)
+    ) + html_table(head, rows)
 
 
 def _worst(content: Content) -> str:
@@ -230,7 +235,7 @@ def _worst(content: Content) -> str:
     )
     return (
         "<h2>The cases with the lowest Dice</h2><p>The axial slice of each in which most voxels differ. The "
-        f"patient's right (R) is on the left.</p><p>{legend}</p>" + "".join(map(_figure, content.worst))
+        f"patient's right (R) is on the left.</p><p>{legend}</p>" + "".join(map(html_figure, content.worst))
     )
 
 
@@ -261,14 +266,15 @@ def _definitions(content: Content) -> str:
     return f'<h2>What the numbers mean</h2><dl>{text}</dl><p class="quiet">{escape(content.versions)}</p>'
 
 
-def _figure(picture: Picture) -> str:
+def html_figure(picture: Picture) -> str:
+    """A picture inside the page, its words above it."""
     data = base64.b64encode(picture.png).decode("ascii")
     words = escape(picture.text)
     return f'<figure><figcaption>{words}</figcaption><img alt="{words}" src="data:image/png;base64,{data}"></figure>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], first_is_all: bool = False) -> str:
-    """Cells are HTML already; without words in ``head`` there is no head."""
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], first_is_all: bool = False) -> str:
+    """A table; cells are HTML already; without words in ``head`` there is no head."""
     lines = [_cells_of("th", head)] if any(head) else []
     lines += [_cells_of("td", row, first_is_all and number == 0) for number, row in enumerate(rows)]
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
