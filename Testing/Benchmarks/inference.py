@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rows import Result, SkippedError, print_table
 from torch import nn
 
 from HybridMIMLib.architectures import settled
@@ -81,18 +82,6 @@ class Sizes:
         """Voxels of the large scan at the model's spacing: 340 x 340 x 300 for 512 x 512 x 300."""
         d, h, w = self.large
         return round(d * 340 / 512), round(h * 340 / 512), w
-
-
-class Result(NamedTuple):
-    """A row of the table."""
-
-    what: str
-    target: str
-    measured: str
-
-
-class SkippedError(Exception):
-    """A row that cannot be measured here; the text says why."""
 
 
 # --- peers ---
@@ -475,24 +464,7 @@ def main() -> None:
         if peer:
             print(json.dumps(memory_of(peer, sizes)))
         else:
-            measure(names, sizes)
-
-
-def measure(names: list[str], sizes: Sizes) -> None:
-    """Print the table, row by row."""
-    if hasattr(os, "getloadavg"):
-        # Others on the machine count: on a busy one every time is too long.
-        print(f"load of the last minute before the start: {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    print("| what | target | measured |\n|---|---|---|")
-    for name in names:
-        if time.monotonic() > sizes.limit:
-            print(f"| {name} | | not measured: time is up; give its name, or more --minutes |")
-            continue
-        try:
-            for row in ROWS[name](sizes):
-                print(f"| {row.what} | {row.target} | {row.measured} |", flush=True)
-        except SkippedError as reason:
-            print(f"| {name} | | skipped: {reason} |")
+            print_table(names, ROWS, sizes, limit)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ the base U-Net takes half a minute on two cores. ``--size`` and ``--crop`` take 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from rows import Result, print_table
 from torch import nn
 
 from HybridMIMLib.architectures import settled, total_stride
@@ -72,14 +72,6 @@ class Sizes:
     def crops(self, count: int) -> Crops:
         """Crops of noise, each of another patient."""
         return replace(blank_crops(count, 1, self.grid.crop), image=torch.rand(count, 1, *self.grid.crop))
-
-
-class Result(NamedTuple):
-    """A row of the table."""
-
-    what: str
-    target: str
-    measured: str
 
 
 # --- objectives and steps ---
@@ -256,17 +248,8 @@ def main() -> None:
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"there is no row {unknown[0]!r}; rows are {', '.join(ROWS)}")
     sizes = Sizes(limit=time.monotonic() + 60 * chosen.pop("minutes"), **chosen)
-    if hasattr(os, "getloadavg"):
-        # Others on the machine count: on a busy one every time is too long.
-        print(f"load of the last minute before the start: {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    print("| what | target | measured |\n|---|---|---|")
-    for name in names:
-        if time.monotonic() > sizes.limit:
-            print(f"| {name} | | not measured: time is up; give its name, or more --minutes |")
-            continue
-        torch.manual_seed(0)
-        for row in ROWS[name](sizes):
-            print(f"| {row.what} | {row.target} | {row.measured} |", flush=True)
+    torch.manual_seed(0)
+    print_table(names, ROWS, sizes, sizes.limit)
 
 
 if __name__ == "__main__":

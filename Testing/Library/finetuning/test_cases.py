@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_facts import CLASSES, facts
 from small_runs import TINY, KeptLog, write_blobs
 
 from HybridMIMLib import finetune
 from HybridMIMLib.config import FinetuningSettings, Run
-from HybridMIMLib.data.classes import LabelClass, default_color
-from HybridMIMLib.data.layouts import Case, Dataset
+from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.scans import read_label_map, write_label_map
 from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json
 from HybridMIMLib.finetuning.cases import Chosen, choose_cases, draw_share
-
-CLASSES = tuple(LabelClass(label, name, default_color(label)) for label, name in ((1, "One"), (2, "Two")))
-
-
-def facts(
-    name: str, labels: Collection[int] = (1, 2), patient: str = "", annotated: Collection[int] | None = None
-) -> CaseFacts:
-    case = Case(name, (Path(f"{name}.nii"),), Path(f"{name}_seg.nii"))
-    looked = None if annotated is None else frozenset(annotated)
-    return CaseFacts(case, name, 1, (9, 9, 9), (1.0, 1.0, 1.0), 0.0, 1.0, frozenset(labels), patient=patient,
-                     annotated=looked)  # fmt: skip
 
 
 def choose(found: Sequence[CaseFacts], seed: int = 0, **changes: Any) -> tuple[Chosen, list[str]]:

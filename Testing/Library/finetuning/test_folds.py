@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from small_facts import CLASSES, facts
 from small_runs import TINY, KeptLog, write_blobs
 
 from HybridMIMLib import finetune, segment, train
 from HybridMIMLib.config import FinetuningSettings, Run
-from HybridMIMLib.data.classes import LabelClass, default_color
-from HybridMIMLib.data.layouts import Case, Dataset
+from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.model_description import find_models, read_description, weights_files
 from HybridMIMLib.data.scans import read_label_map, read_scan, write_label_map
 from HybridMIMLib.data.survey import CaseFacts
@@ -31,17 +31,6 @@ from HybridMIMLib.finetuning.folds import choose
 from HybridMIMLib.finetuning.targets import ClassTarget
 from HybridMIMLib.model_package import load_model
 from HybridMIMLib.report import report
-
-CLASSES = tuple(LabelClass(label, name, default_color(label)) for label, name in ((1, "One"), (2, "Two")))
-
-
-def facts(
-    name: str, labels: Collection[int] = (1, 2), patient: str = "", annotated: Collection[int] | None = None
-) -> CaseFacts:
-    case = Case(name, (Path(f"{name}.nii"),), Path(f"{name}_seg.nii"))
-    looked = None if annotated is None else frozenset(annotated)
-    return CaseFacts(case, name, 1, (9, 9, 9), (1.0, 1.0, 1.0), 0.0, 1.0, frozenset(labels), patient=patient,
-                     annotated=looked)  # fmt: skip
 
 
 def chosen_of(found: Sequence[CaseFacts], folds: int, seed: int = 0, **changes: Any) -> tuple[list[Chosen], KeptLog]:
