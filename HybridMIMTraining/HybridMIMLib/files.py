@@ -88,7 +88,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     if target.parent.is_file():
         raise DiskError(
             f"{target.parent}: is a file where a folder has to be",
-            cure="Move it away, or choose another folder with --output.",
+            cure="Move it away, or choose another folder.",
         )
     with disk_errors(target):
         try:

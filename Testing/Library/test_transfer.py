@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ class _Parts(EncoderDecoder):
     def encode_from(self, stage: int, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
-    def decode(self, pyramid: list[Tensor], box: object = None) -> Tensor:
+    def decode_stages(self, pyramid: list[Tensor], box: object = None) -> Iterator[Tensor]:
         raise NotImplementedError
 
     def encode_hidden(self, x: Tensor, hidden: Tensor, fill: Tensor) -> list[Tensor]:
