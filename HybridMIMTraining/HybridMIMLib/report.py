@@ -206,7 +206,7 @@ def _evaluate(result: Mapping[str, Any]) -> list[str]:
     compared = [one for one in result["comparison"] if one["name"] == "mean" and one["measure"] == "dice"]
     lines = [
         f"mean Dice of --predictions less that of --compare: {_number(one['difference'])} "
-        f"({_between(one['low'], one['high'])}), p {_number(one['p'])}, {one['cases']} case(s): {one['words']}"
+        f"({_between(one['low'], one['high'])}), p {_p_value(one['p'])}, {one['cases']} case(s): {one['words']}"
         for one in compared
     ]
     files = [f"{name:<12} {result[name]}" for name in ("report", "csv", "json")]
@@ -220,7 +220,7 @@ def _study(result: Mapping[str, Any]) -> list[str]:
         [
             one["arm"],
             one["labelled"],
-            f"{one['learning_rate']:g}" if one["learning_rate"] else "-",
+            "-" if _number(one["learning_rate"]) == "-" else f"{one['learning_rate']:g}",
             *(
                 (_number(one["dice"]["mean"]), _between(one["dice"]["low"], one["dice"]["high"]))
                 if one["dice"]
@@ -285,6 +285,10 @@ def _losses(result: Mapping[str, Any]) -> str:
 def _mean(case: Mapping[str, float | None]) -> float | None:
     known = [value for value in case.values() if value is not None and value == value]
     return sum(known) / len(known) if known else None
+
+
+def _p_value(value: float | None) -> str:
+    return "below 0.001" if value is not None and value < 0.001 else _number(value)
 
 
 def _number(value: float | None) -> str:

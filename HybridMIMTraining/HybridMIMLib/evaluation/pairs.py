@@ -94,6 +94,13 @@ def match(references: Sequence[Case], predictions: Sequence[Case]) -> Matching:
     return Matching(found, tuple(waiting), tuple(paths[name] for name in free))
 
 
+def bare_names(case: Case) -> frozenset[str]:
+    """What a case and all its files are called, without what programs add, channel and capitals."""
+    files = [path for path in (case.label, *case.images) if path is not None]
+    names = [case.name, *(unicodedata.normalize("NFC", scan_name(path)) for path in files)]
+    return frozenset(_bare(name) for name in names)
+
+
 def scans_by_case(references: Sequence[Case], place: Path) -> dict[str, Path]:
     """The scan of each reference in a folder, the first channel of several; those that are not there are left out."""
     cases = open_dataset(place, labelled=False).cases

@@ -131,6 +131,11 @@ class _Evaluation:
             if not one.rows:
                 raise DataError(f"{one.place}: none of the label maps can be used", cure="See the reasons above.")
         classes = self._classes()
+        if not classes:
+            raise DataError(
+                f"{self.run.references}: every reference holds background alone, and no class has a name",
+                cure="Check that these are the right files, or name the classes in a classes.json beside them.",
+            )
         self._check_tolerances(classes)
         self._tell_of_unknown_labels(classes)
         for one in self.judged:

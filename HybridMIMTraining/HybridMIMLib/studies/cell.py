@@ -1,4 +1,4 @@
-"""One cell of a study, in a process of its own: ``python -m HybridMIMLib.studies.cell JOB.json``.
+"""One cell of a study, in a process of its own: ``python -m HybridMIMLib.studies.cell JOB.json PARENT``.
 
 A cell works in a run folder like any other, which panels and ``--config`` take too. One that was stopped goes on from
 its checkpoint when it is started again. It ends with whoever started it.
@@ -30,9 +30,14 @@ TEST = "test.json"
 CHECKPOINT = "checkpoint.pt"
 
 
-def main(file: Path) -> int:
-    """Work a job off; returns the exit code, as the commands do."""
-    when_gone(None, lambda: os._exit(1))
+def main(file: Path, parent: int | None = None) -> int:
+    """Work a job off; returns the exit code, as the commands do.
+
+    Args:
+        file: the job.
+        parent: number of the process that started it, which may have ended before this one could look.
+    """
+    when_gone(parent, lambda: os._exit(1))
     signal.signal(signal.SIGTERM, _stop)
     try:
         work(read_json(file))
@@ -120,4 +125,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None))

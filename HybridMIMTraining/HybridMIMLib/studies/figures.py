@@ -114,7 +114,9 @@ class ArmFigures:
         learning_rate: that was chosen.
         against: the comparison with scratch, overall and by class; empty for scratch itself.
         differences: less scratch, of each pair of seeds, in Dice.
-        doubled: the comparison with scratch for twice the steps, overall; None without.
+        independent: of these pairs; those that share a training from scratch, or a pre-training, count once.
+        doubled: the comparison with scratch for twice the steps, overall; None without. ``doubled_differences`` and
+            ``doubled_independent``: as above.
         convergence: against scratch; ``convergence_contrast``: against SimCLR; None without.
     """
 
@@ -125,8 +127,10 @@ class ArmFigures:
     learning_rate: float
     against: tuple[Comparison, ...] = ()
     differences: tuple[float, ...] = ()
+    independent: int = 0
     doubled: Comparison | None = None
     doubled_differences: tuple[float, ...] = ()
+    doubled_independent: int = 0
     convergence: Convergence | None = None
     convergence_contrast: Convergence | None = None
 
@@ -207,6 +211,7 @@ def _figures(
         figures,
         against=_compared(pairs, resamples, seed),
         differences=tuple(a.dice - b.dice for a, b in pairs),
+        independent=_independent(pairs),
         convergence=_convergence(cells, scratch, costs),
     )
     if arm.is_scratch:
@@ -216,6 +221,7 @@ def _figures(
         figures,
         doubled=main_of(_compared(twice, resamples, seed)),
         doubled_differences=tuple(a.dice - b.dice for a, b in twice),
+        doubled_independent=_independent(twice),
         convergence_contrast=None if arm.family == "simclr" else _convergence(cells, contrast, costs),
     )
 
@@ -237,6 +243,13 @@ def averaged(runs: Sequence[Sequence[Row]]) -> list[Row]:
 def _side_by_side(cells: Sequence[Cell], scratch: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
     """Tested cells of one seed of the fine-tuning: they learnt from the same labelled cases."""
     return [(a, b) for a in cells for b in scratch if a.rows and b.rows and a.cell.seed == b.cell.seed]
+
+
+def _independent(pairs: Sequence[tuple[Cell, Cell]]) -> int:
+    """How many of them are independent at best: trainings or pre-trainings that are shared lend them one luck."""
+    begun = {a.cell.pretraining_seed for a, _ in pairs} - {None}
+    against = len({b.cell.seed for _, b in pairs})
+    return min(against, len(begun)) if begun else against
 
 
 def _compared(pairs: Sequence[tuple[Cell, Cell]], resamples: int, seed: int) -> tuple[Comparison, ...]:

@@ -75,7 +75,7 @@ class Process:
         with disk_errors(self._log), open(self._log, "wb") as log:
             # A session of its own: Ctrl+C is for the study, which tells its jobs.
             self._child = subprocess.Popen(
-                [sys.executable, "-m", CELL, str(file)],
+                [sys.executable, "-m", CELL, str(file), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=os.name != "nt",
             )  # fmt: skip

@@ -125,7 +125,7 @@ def _row(told: Told, one: ArmFigures) -> tuple[str, ...]:
         f" <small>({points(overall.low)} to {points(overall.high)})</small>" if overall.low == overall.low else ""
     )
     better = f"{sum(value > 0 for value in one.differences)} of {len(one.differences)}"
-    says = reply(overall, one.differences, told.expected[one.arm.name])
+    says = reply(overall, one.differences, told.expected[one.arm.name], one.independent)
     return (*start, points(overall.difference) + between, better, p_value(overall.p), escape(says))
 
 
@@ -210,7 +210,8 @@ def _definitions(told: Told) -> str:
          "percentiles). It knows nothing of how seeds scatter: look at each seed too."),
         ("p", "Wilcoxon signed-rank test, two-sided, paired over the test cases. It is not corrected for how many "
          "arms are looked at: of twenty without any difference one is below 0.05 on average."),
-        ("yes", "The interval lies above 0, p is below 0.05, and the arm is ahead in every seed of at least two. "
+        ("yes", "The interval lies above 0, p is below 0.05, and the arm is ahead in every seed of at least two, "
+         "each with its own training from scratch. "
          "The sentences at the top tell of the arm that was best on the validation, which the test did not choose."),
         ("no", "The same the other way round; or the interval and every seed stay below +1 point."),
         ("cannot tell", "Anything else. More seeds narrow what chance does in training, more test cases what it does "

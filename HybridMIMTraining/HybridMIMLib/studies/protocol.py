@@ -9,6 +9,7 @@ amount is a part of a larger one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import PlanSettings, Run, differences, to_dict, user_path
 from HybridMIMLib.data.classes import LabelClass, Region
-from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
+from HybridMIMLib.data.layouts import Case, Dataset, dataset_of, named_for_labels
 from HybridMIMLib.data.layouts.cases import some
 from HybridMIMLib.data.plan import Plan, make_plan
 from HybridMIMLib.data.splits import draw_cases
 from HybridMIMLib.data.survey import CaseFacts, classes_of, content_hash, survey
 from HybridMIMLib.errors import DataError, HybridMIMError, RunError
+from HybridMIMLib.evaluation.pairs import bare_names
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.finetuning.cases import draw_share
@@ -152,11 +154,17 @@ def draw_protocol(run: Run, events: EventLog) -> Protocol:
     others = survey(unlabelled.cases, events)
     test, rest = _draw_test(run, found)
     validation, pool = _draw_validation(run, rest)
-    kept, seen = _kept_out(others, test)
+    kept, seen = _kept_out(others, test, labelled.cases)
     if seen:
         events.message(
             f"{len(seen)} of the {len(others)} unlabelled scans are test cases, of their patients, or called as "
             f"they are, and are kept out of every pre-training: {some(seen)}"
+        )
+    if others[0].channels != found[0].channels:
+        events.warning(
+            f"{run.unlabelled}: the unlabelled scans have {others[0].channels} channel(s), the labelled ones "
+            f"{found[0].channels}. Pre-trained weights are fitted to that, which costs some of what was learnt. Give "
+            "scans with the same channels if there are any."
         )
     if len(kept) < 2:
         raise DataError(
@@ -166,6 +174,12 @@ def draw_protocol(run: Run, events: EventLog) -> Protocol:
     met: set[int] = set().union(*(facts.labels for facts in (*pool, *validation)))
     named = named_for_labels(labelled, met)
     classes = classes_of([*pool, *validation], named.classes)
+    tested: set[int] = set().union(*(facts.labels for facts in test))
+    if alone := sorted(tested - {one.label for one in classes}):
+        events.warning(
+            f"{run.labelled}: label(s) {some([str(label) for label in alone])} are in test cases alone. Nothing "
+            "learns them, and they are not measured"
+        )
     drawn = _draw_training(run, pool, classes)
     arms, plans, refused = _plans(run, arms_of(run), kept, events)
     regions: list[dict[str, Any]] = [
@@ -284,13 +298,21 @@ def _check_annotated(
             )
 
 
-def _kept_out(others: Sequence[CaseFacts], test: Sequence[CaseFacts]) -> tuple[list[CaseFacts], list[str]]:
-    """The unlabelled scans to learn from, and the names of those that are in the test."""
-    voxels = {facts.voxels for facts in test}
-    people = {name for facts in test for name in (facts.patient, facts.case.name)}
+def _kept_out(
+    others: Sequence[CaseFacts], test: Sequence[CaseFacts], labelled: Iterable[Case]
+) -> tuple[list[CaseFacts], list[str]]:
+    """The unlabelled scans to learn from, and the names of those that are in the test.
+
+    Of the names of files only those of one labelled case tell it: each may have its ``t1.nii.gz``.
+    """
+    voxels, people = {facts.voxels for facts in test}, {facts.patient for facts in test}
+    owners = Counter(name for case in labelled for name in bare_names(case))
+    names = {name for facts in test for name in bare_names(facts.case) if owners[name] == 1}
+    names |= {facts.case.name for facts in test}
 
     def is_tested(facts: CaseFacts) -> bool:
-        return facts.voxels in voxels or not people.isdisjoint((facts.patient, facts.case.name))
+        called = {facts.case.name, *bare_names(facts.case)}
+        return facts.voxels in voxels or facts.patient in people | names or not called.isdisjoint(names | people)
 
     return [f for f in others if not is_tested(f)], [f.case.name for f in others if is_tested(f)]
 

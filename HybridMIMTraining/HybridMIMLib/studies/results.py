@@ -109,7 +109,7 @@ def _arm(one: ArmFigures, expected: int) -> dict[str, Any]:
         ],
         "against_scratch": [asdict(entry) for entry in one.against],
         "differences": list(one.differences),
-        "says": reply(one.overall, one.differences, expected) if compared else "",
+        "says": reply(one.overall, one.differences, expected, one.independent) if compared else "",
         "against_scratch_twice_the_steps": None if one.doubled is None else asdict(one.doubled),
         "convergence": None if one.convergence is None else asdict(one.convergence),
         "convergence_against_simclr": None if one.convergence_contrast is None else asdict(one.convergence_contrast),

@@ -163,13 +163,14 @@ class _Study:
         return estimate(self.run, protocol, self.folder, job, self.events)
 
     def _probe(self, protocol: Protocol, file: Path, cell: Pretraining | Finetuning, steps: int, folder: Path) -> Job:
-        """A cell of few steps, on few cases."""
+        """A cell of few steps, with one case to validate and one to test on."""
         if isinstance(cell, Pretraining):
             run = self._pretraining_run(protocol, cell, folder)
             run = replace(run, pretraining=replace(run.pretraining, steps=steps, preview_every=0, measure_every=0))
             cases, test = list(protocol.pretraining), []
         else:
-            training = protocol.training(cell.seed, cell.amount)[:4]
+            # All of them: of partial labels a few might lack a class, and be refused.
+            training = protocol.training(cell.seed, cell.amount)
             cases, test = [*training, next(iter(protocol.validation))], [next(iter(protocol.test))]
             run = self._finetuning_run(protocol, replace(cell, steps=steps), folder, training, cases[-1:], None)
             run = replace(run, finetuning=replace(run.finetuning, validate_every=steps))
@@ -287,12 +288,13 @@ class _Study:
     def _choose_rates(self, progress: Progress) -> dict[str, dict[str, float]]:
         """The learning rate of each arm on each amount: that with the best validation of the first pair of seeds.
 
-        A choice that was made stays. One that a failure leaves open is made anew at the next start.
+        A choice among all of them stays. One that a failure narrows is made anew at the next start.
         """
         rates, file = rates_of(self.run), self.folder / "rates.json"
         if len(rates) == 1:
             return {arm.name: {in_words(a): rates[0] for a in self.run.study.labelled} for arm in self.arms}
         known: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
+        settled = {name: dict(amounts) for name, amounts in known.items()}
         open_ = [(a, n) for a, n in self._amounts(self.arms) if in_words(n) not in known.get(a.name, {})]
         trials = {(arm.name, in_words(amount)): finetunings(self.run, arm, amount, rates, first_seed=True)
                   for arm, amount in open_}  # fmt: skip
@@ -304,16 +306,18 @@ class _Study:
             if missing := [rate for rate in rates if rate not in scores]:
                 self.events.warning(
                     f"{name}, {amount}: training failed at learning rate "
-                    f"{', '.join(f'{rate:g}' for rate in missing)}, which is not chosen"
+                    f"{', '.join(f'{rate:g}' for rate in missing)}, which is not chosen now"
                 )
             # The first of equals.
             chosen = max(scores, key=lambda rate: scores[rate])
             known.setdefault(name, {})[amount] = chosen
+            if not missing:
+                settled.setdefault(name, {})[amount] = chosen
             self.events.message(
                 f"{name}, {amount}: learning rate {chosen:g} (validation Dice "
                 f"{', '.join(f'{rate:g}: {score:.3f}' for rate, score in scores.items())})"
             )
-        write_json(file, known)
+        write_json(file, settled)
         return known
 
     def _chosen_cells(self, rates: dict[str, dict[str, float]]) -> list[Finetuning]:

@@ -1,7 +1,7 @@
 """What the figures say, in plain words, by rules that were written before any study.
 
 ``yes``           the interval of the difference lies above 0, the test says the same (p below 0.05), and every seed
-                  of at least two has the arm in front
+                  of at least two, each with its own training from scratch, has the arm in front
 ``no``            the same the other way round; or the interval and every seed stay below +1 point, so that whatever
                   gain there may be is smaller than that
 ``cannot tell``   anything else
@@ -24,14 +24,16 @@ MEANINGFUL = 0.01
 FEWEST_SEEDS = 2
 
 
-def answer(one: Comparison | None, differences: Sequence[float]) -> Answer:
+def answer(one: Comparison | None, differences: Sequence[float], independent: int | None = None) -> Answer:
     """Whether the first of a comparison is better.
 
     Args:
         one: over the test cases, in Dice.
         differences: of each pair of seeds.
+        independent: of these, see :class:`ArmFigures`; None: all. Were it one training alone that they are taken
+            from, its bad luck would look like a gain in every seed.
     """
-    if one is None or one.cases < FEWEST or len(differences) < FEWEST_SEEDS:
+    if one is None or one.cases < FEWEST or _seeds(differences, independent) < FEWEST_SEEDS:
         return "cannot tell"
     if one.verdict == "first" and min(differences) > 0:
         return "yes"
@@ -41,11 +43,11 @@ def answer(one: Comparison | None, differences: Sequence[float]) -> Answer:
     return "no" if is_small else "cannot tell"
 
 
-def reply(one: Comparison | None, differences: Sequence[float], expected: int) -> str:
+def reply(one: Comparison | None, differences: Sequence[float], expected: int, independent: int | None = None) -> str:
     """The answer with its figures, such as ``yes, by +3.1 points (95 % 1.9 to 4.2) in 3 of 3 seeds``."""
     if one is None or not one.cases or not differences:
         return "cannot tell: nothing to compare was finished"
-    told, better = answer(one, differences), sum(value > 0 for value in differences)
+    told, better = answer(one, differences, independent), sum(value > 0 for value in differences)
     of_seeds = f"in {better} of {len(differences)} seeds"
     missing = f" ({len(differences)} of {expected} seeds were finished)" if len(differences) < expected else ""
     figures = f"{points(one.difference)} points{_between(one)}"
@@ -55,7 +57,8 @@ def reply(one: Comparison | None, differences: Sequence[float], expected: int) -
         return f"no: it costs Dice, {figures}, better {of_seeds}{missing}"
     if told == "no":
         return f"no: {figures}, better {of_seeds}; if it gains anything, it is less than 1 point{missing}"
-    return f"cannot tell: {figures}, better {of_seeds}; {_what_is_missing(one, differences)}{missing}"
+    wanted = _what_is_missing(one, _seeds(differences, independent))
+    return f"cannot tell: {figures}, better {of_seeds}; {wanted}{missing}"
 
 
 def verdict(arms: Sequence[ArmFigures], expected: int) -> str:
@@ -72,7 +75,7 @@ def verdict(arms: Sequence[ArmFigures], expected: int) -> str:
     if not learnt:
         return f"{where}: cannot tell: no pre-trained arm was finished."
     chosen = max(learnt, key=lambda one: one.validation)
-    text = f"{where}: {reply(chosen.overall, chosen.differences, expected)} ({chosen.arm.name}"
+    text = f"{where}: {reply(chosen.overall, chosen.differences, expected, chosen.independent)} ({chosen.arm.name}"
     text += ", the best of them on the validation)." if len(learnt) > 1 else ")."
     double = next((one for one in arms if one.arm.twice and one.overall), None)
     text += _doubled(chosen, double) if double is not None else ""
@@ -90,7 +93,7 @@ def _doubled(chosen: ArmFigures, double: ArmFigures) -> str:
     gain = double.overall
     assert gain is not None
     text = f" Scratch with twice the steps: {points(gain.difference)} points{_between(gain)}"
-    told, left = answer(chosen.doubled, chosen.doubled_differences), chosen.doubled
+    told, left = answer(chosen.doubled, chosen.doubled_differences, chosen.doubled_independent), chosen.doubled
     if left is None:
         return f"{text}."
     ahead = f"{points(left.difference)} points{_between(left)}"
@@ -112,8 +115,12 @@ def _collapsed(arms: Sequence[ArmFigures]) -> str:
     return f" Careful: classes that collapsed to zero decide these means ({'; '.join(parts)})." if parts else ""
 
 
-def _what_is_missing(one: Comparison, differences: Sequence[float]) -> str:
-    if len(differences) < FEWEST_SEEDS:
+def _seeds(differences: Sequence[float], independent: int | None) -> int:
+    return len(differences) if independent is None else min(len(differences), independent)
+
+
+def _what_is_missing(one: Comparison, seeds: int) -> str:
+    if seeds < FEWEST_SEEDS:
         return "more seeds are needed"
     if one.cases < FEWEST:
         return "more test cases are needed"

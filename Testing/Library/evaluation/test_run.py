@@ -88,6 +88,15 @@ def table_of(result: dict[str, Any]) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+def test_references_without_any_class_are_told(tmp_path: Path) -> None:
+    for part in ("references", "predictions"):
+        (tmp_path / part).mkdir()
+        labels = two_boxes() if part == "predictions" else np.zeros(GRID.shape, dtype=np.uint8)
+        write_label_map(tmp_path / part / "case.nii.gz", labels, GRID)
+    with pytest.raises(DataError, match="every reference holds background alone.*classes.json"):
+        evaluate(references=tmp_path / "references", predictions=tmp_path / "predictions", output=tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two runs; the first finds no spleen in one case, and lacks another."""
@@ -162,6 +171,8 @@ def test_the_report_opens_offline_and_is_whole(compared: dict[str, Any]) -> None
 
 def test_the_terminal_shows_figures_and_files(compared: dict[str, Any]) -> None:
     text = report("evaluate", compared)
+    tiny = {**compared, "comparison": [{**compared["comparison"][0], "p": 4e-8}]}
+    assert ", p below 0.001, " in report("evaluate", tiny), "no p is 0"
     assert "Spleen" in text and compared["report"] in text and "too few" in text
     line = next(one for one in text.splitlines() if one.startswith("mean "))
     assert f"{compared['mean']['dice']['mean']:.3f}" in line

@@ -141,6 +141,19 @@ def test_a_cell_ends_with_whoever_started_it(tmp_path: Path) -> None:
         assert not is_alive(child)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="makes a named pipe")
+def test_a_cell_ends_whose_starter_ended_before_it_could_look(tmp_path: Path) -> None:
+    """A study that is killed while a cell is being loaded must not leave one that nobody knows of."""
+    os.mkfifo(tmp_path / "job.json")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    cell = subprocess.Popen([sys.executable, "-m", jobs.CELL, str(tmp_path / "job.json"), str(gone.pid)])
+    try:
+        assert cell.wait(30) == 1
+    finally:
+        cell.kill()
+
+
 def test_a_wrong_job_is_an_error_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from HybridMIMLib.config import Run, to_dict
     from HybridMIMLib.errors import RunError

@@ -11,7 +11,7 @@ import pytest
 from small_runs import TINY, KeptLog, write_blobs
 
 from HybridMIMLib.config import Run, make_run
-from HybridMIMLib.data.scans import read_scan, write_nifti
+from HybridMIMLib.data.scans import read_label_map, read_scan, write_label_map, write_nifti
 from HybridMIMLib.errors import DataError, HybridMIMError, RunError, SettingsError
 from HybridMIMLib.files import write_json
 from HybridMIMLib.studies.protocol import Protocol, draw_protocol
@@ -75,6 +75,59 @@ def test_test_cases_are_kept_out_of_the_pretraining_whatever_they_are_called(sca
     assert set(found.kept_out) == {f"copy_of_{name}" for name in found.test}
     assert len(found.pretraining) == 3 + 12 - 4 and not set(found.kept_out) & set(found.pretraining)
     assert any("4 of the 15 unlabelled scans are test cases" in str(event.get("message")) for event in log.events)
+
+
+def test_test_scans_are_known_by_the_names_that_programs_give_them(scans: Path, tmp_path: Path) -> None:
+    """Saved anew their voxels differ, and another program added a channel, capitals or a suffix."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(scans / "others" / "images", mixed)
+    volume = read_scan(scans / "others" / "images" / "other_0.nii.gz")
+    for index, name in enumerate(("blob_3_0000.nii", "BLOB_7.nii", "blob_8.nii", "blob_8.nii.gz", "blob_1_0000.nii")):
+        write_nifti(mixed / name, volume.array[0] + index + 1, volume.grid)
+    found = drawn(run_of(scans, sections={"unlabelled": str(mixed)}, test=["blob_3", "blob_7", "blob_8"]))
+    assert set(found.kept_out) == {"blob_3_0000", "BLOB_7", "blob_8_nii", "blob_8_nii_gz"}
+    assert "blob_1_0000" in found.pretraining, "no test case"
+
+
+def test_what_cannot_be_learnt_or_does_not_fit_is_told(scans: Path, tmp_path: Path) -> None:
+    """A label that a test case alone has, and unlabelled scans of two channels."""
+    shutil.copytree(scans / "labelled", tmp_path / "labelled")
+    (tmp_path / "labelled" / "classes.json").unlink()
+    file = tmp_path / "labelled" / "labels" / "blob_3.nii.gz"
+    label = read_label_map(file)
+    write_label_map(file, np.where(label.array == 2, 7, label.array).astype(np.uint8), label.grid)
+    images = tmp_path / "others" / "imagesTr"
+    images.mkdir(parents=True)
+    for index in range(3):
+        volume = read_scan(scans / "others" / "images" / f"other_{index}.nii.gz")
+        for number in (0, 1):
+            write_nifti(images / f"other{index}_{number:04}.nii", volume.array[0] + number, volume.grid)
+    names = {"channel_names": {"0": "a", "1": "b"}, "labels": {"background": 0}, "numTraining": 3,
+             "file_ending": ".nii"}  # fmt: skip
+    write_json(tmp_path / "others" / "dataset.json", names)
+    paths = {"labelled": str(tmp_path / "labelled"), "unlabelled": str(tmp_path / "others")}
+    log = KeptLog()
+    drawn(run_of(scans, sections=paths, test=["blob_3", "blob_7"]), log)
+    assert len(log.warnings) == 2
+    assert "have 2 channel(s), the labelled ones 1" in log.warnings[0]
+    assert "label(s) 7 are in test cases alone" in log.warnings[1]
+
+
+def test_a_name_that_every_scan_has_keeps_nobody_out(scans: Path, tmp_path: Path) -> None:
+    """Each case in a folder of its own, all scans called t1."""
+    for kind, source in (("labelled", "labelled"), ("unlabelled", "others")):
+        rows = ["name,image,label" if kind == "labelled" else "name,image"]
+        for file in sorted((scans / source / "images").iterdir()):
+            name = file.name.partition(".")[0]
+            own = tmp_path / kind / name
+            own.mkdir(parents=True)
+            shutil.copy(file, own / "t1.nii.gz")
+            label = f",{scans / source / 'labels' / file.name}" if kind == "labelled" else ""
+            rows.append(f"{name},{own / 't1.nii.gz'}{label}")
+        (tmp_path / f"{kind}.csv").write_text("\n".join(rows))
+    paths = {kind: str(tmp_path / f"{kind}.csv") for kind in ("labelled", "unlabelled")}
+    found = drawn(run_of(scans, sections=paths, test=["blob_3", "blob_7"]))
+    assert found.kept_out == [] and len(found.pretraining) == 3
 
 
 def test_all_scans_of_a_test_patient_are_kept_out(scans: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from HybridMIMLib import study
 from HybridMIMLib.cli import main
 from HybridMIMLib.config import from_dict
 from HybridMIMLib.data.layouts import open_dataset
-from HybridMIMLib.data.scans import read_label_map
+from HybridMIMLib.data.scans import read_label_map, write_label_map
 from HybridMIMLib.errors import HybridMIMError, RunError, SettingsError
 from HybridMIMLib.evaluation.measuring import measure_case
 from HybridMIMLib.files import read_json, write_json
@@ -256,6 +256,35 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(
     second = study(**given)
     assert not second["failed"] and inside.done == ["simmim-seed-1", "simmim-3-lr-0.01-seed-1-from-1"]
     assert not second["warnings"]
+
+
+def test_a_rate_whose_training_failed_is_not_lost_for_ever(
+    scans: Path, tmp_path: Path, inside: type[Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may have run out once, in one arm; the arms must not be compared at unlike choices for that."""
+    given = settings(scans, tmp_path / "study", learning_rates=[1e-4, 0.01], seeds=[0], test_cases=1)
+    monkeypatch.setattr(inside, "broken", ("scratch-3-lr-0.01-seed-0",))
+    first = study(**given)
+    assert [one["learning_rate"] for one in first["arms"]] == [1e-4, 0.01]
+    assert set(first["failed"]) == {"scratch, 3 labelled, learning rate 0.01, seed 0"}
+    monkeypatch.setattr(inside, "broken", ())
+    second = study(**given)
+    assert [one["learning_rate"] for one in second["arms"]] == [0.01, 0.01] and not second["failed"]
+    assert read_json(tmp_path / "study" / "rates.json")["scratch"] == {"3 labelled": 0.01}
+
+
+def test_trying_does_not_lack_a_class_that_few_cases_have(scans: Path, tmp_path: Path) -> None:
+    """Of partial labels, where all cases together have what the first few have not."""
+    for part in ("images", "labels"):
+        shutil.copytree(scans / "labelled" / part, tmp_path / "labelled" / part)
+    shutil.copy(scans / "labelled" / "classes.json", tmp_path / "labelled")
+    for index in range(9):
+        file = tmp_path / "labelled" / "labels" / f"blob_{index}.nii.gz"
+        label = read_label_map(file)
+        write_label_map(file, np.where(label.array == 2, 0, label.array).astype(np.uint8), label.grid)
+    given = settings(scans, tmp_path / "study", labelled=["all"], test_cases=-1, test=["blob_0", "blob_9"],
+                     estimate_only=True)  # fmt: skip
+    assert study(**{**given, "labelled": str(tmp_path / "labelled"), "missing_labels": "unannotated"})["seconds"] > 0
 
 
 def test_only_the_estimate_fixes_nothing(scans: Path, tmp_path: Path, inside: type[Inside]) -> None:

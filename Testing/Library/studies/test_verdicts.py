@@ -90,6 +90,27 @@ def test_one_seed_or_few_cases_are_never_enough() -> None:
     assert reply(None, (), 3).startswith("cannot tell: nothing")
 
 
+def test_many_pretrainings_against_one_training_from_scratch_are_never_enough() -> None:
+    """It may have had bad luck, which would look like a gain in each of them."""
+    masked = [cell(MASKED, level, 0) for level in (0.85, 0.86, 0.87)]
+    several = [replace(one, cell=replace(one.cell, pretraining_seed=seed)) for seed, one in enumerate(masked)]
+    found = figures([cell(SCRATCH, 0.6, 0), cell(DOUBLE, 0.6, 0), *several])
+    one = found["simmim"]
+    assert len(one.differences) == 3 and min(one.differences) > 0.2 and one.overall.verdict == "first"
+    text = verdict(list(found.values()), 3)
+    assert "cannot tell: +2" in text and "more seeds are needed" in text
+    assert "whether that does the same cannot be told" in text
+
+
+def test_one_pretraining_under_many_seeds_is_never_enough() -> None:
+    """It may have had good luck, which would look like a gain in each of them."""
+    shared = [replace(one, cell=replace(one.cell, pretraining_seed=0)) for one in three(MASKED, 0.85, 0.86, 0.87)]
+    found = figures([*three(SCRATCH, 0.6, 0.61, 0.62), *shared])
+    assert "more seeds are needed" in verdict(list(found.values()), 3)
+    own = figures([*three(SCRATCH, 0.6, 0.61, 0.62), *three(MASKED, 0.85, 0.86, 0.87)])
+    assert "yes, by +2" in verdict(list(own.values()), 3)
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.floats(-0.2, 0.2), st.floats(0, 0.05), st.sampled_from(["first", "second", "none", "few", "mixed"]),
