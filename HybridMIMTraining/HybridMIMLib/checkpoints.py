@@ -32,8 +32,8 @@ from HybridMIMLib.errors import ModelError
 from HybridMIMLib.networks.interface import EncoderDecoder
 from HybridMIMLib.weights import check_there
 
-_NESTED = ("state_dict", "model_state_dict", "network_weights", "model_state", "model", "network", "net")
-"""Under which of its names a checkpoint may hold the weights."""
+_NESTED = ("state_dict", "model_state_dict", "network_weights", "model_state", "model", "network", "net", "module")
+"""Under which of its names a checkpoint may hold the weights; the last is that of our own."""
 WRAPPERS = ("module", "model", "net", "network", "backbone", "encoder", "_orig_mod")
 """First parts of names that wrap a network, in any number."""
 _SPELLINGS = (

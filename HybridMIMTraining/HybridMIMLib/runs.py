@@ -248,14 +248,30 @@ def keep_inputs(file: Path, inputs: Mapping[str, Any]) -> None:
     Were the scans shared out anew after one was added, one that was trained on could come out as unseen.
 
     Raises:
-        RunError: the run began with others.
+        RunError: the run began with others, or nobody can tell.
     """
-    if file.exists() and read_json(file) != inputs:
+    if file.exists() and read_result(file, "Choose another --output.") != inputs:
         raise RunError(
             f"{file.parent}: the scans have changed since this run began",
             cure="Put them back to continue it, or choose another --output.",
         )
     write_json(file, inputs)
+
+
+def read_result(file: Path, cure: str) -> Any:
+    """What a run wrote down in a JSON file.
+
+    Args:
+        file: of the run.
+        cure: where it is damaged.
+
+    Raises:
+        RunError: it is.
+    """
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: is damaged ({error})", cure=cure) from error
 
 
 def save_settings(path: Path, settings: Run) -> None:

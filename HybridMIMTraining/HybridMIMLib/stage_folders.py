@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.errors import HybridMIMError
+from HybridMIMLib.errors import HybridMIMError, RunError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.files import write_json
+from HybridMIMLib.runs import read_result
 
 _WORTH_KEEPING = ("checkpoint.pt", "*/*/checkpoint.pt", "*/*/result.json")
 """What a stage can be continued from, or the stages in a folder inside it."""
@@ -39,11 +40,14 @@ class StageFolders:
         Args:
             name: of the stage and its subfolder.
             work: gets the subfolder, which it makes when it writes; what it returns is kept there.
+
+        Raises:
+            RunError: what an earlier run wrote down is damaged.
         """
         path, warnings = self.folder / name, self.events.warnings
         file = path / "result.json"
         if self.is_done(name):
-            warnings += read_json(file).get("warnings", [])
+            warnings += _made(file).get("warnings", [])
         else:
             _remove_if_nothing_to_continue(path)
             began, known = time.monotonic(), len(warnings)
@@ -54,13 +58,20 @@ class StageFolders:
                 raise
             seconds = round(time.monotonic() - began, 1)
             write_json(file, {**result, "seconds": seconds, "warnings": warnings[known:]})
-        result = dict(read_json(file))
+        result = _made(file)
         self.seconds[name] = result["seconds"]
         return result
 
     def is_done(self, name: str) -> bool:
         """Whether a stage is finished."""
         return (self.folder / name / "result.json").exists()
+
+
+def _made(file: Path) -> dict[str, Any]:
+    found = read_result(file, "Remove the file; the same command then finishes this part again.")
+    if not isinstance(found, dict) or "seconds" not in found:
+        raise RunError(f"{file}: is no result of a run", cure="Remove the file, and start the same command again.")
+    return found
 
 
 def _remove_if_nothing_to_continue(path: Path) -> None:

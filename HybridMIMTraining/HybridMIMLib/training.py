@@ -98,6 +98,7 @@ class TrainingLoop:
         paces: name of a parameter → how fast it learns; None: all learn alike.
         enough: asked after each validation, in one process alone: whether to end the training there.
         cases: step → names of the cases that its crops are of, to be named where a step goes wrong.
+        serves_as_weights: whether the command takes a checkpoint as ``--weights``, as other settings need it.
         done: steps that were done, of this run and of those that it continues.
         seconds: that these took, with validations and looks.
         ended_early: whether ``enough`` ended it.
@@ -117,6 +118,7 @@ class TrainingLoop:
     paces: Callable[[str], Pace] | None = None
     enough: Callable[[], bool] | None = None
     cases: Callable[[int], Sequence[str]] | None = None
+    serves_as_weights: bool = False
     done: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
     ended_early: bool = field(default=False, init=False)
@@ -188,10 +190,10 @@ class TrainingLoop:
         crops = f"; its crops are of {', '.join(names)}" if names else ""
         kept = f"; what was learnt up to step {self._saved} is kept in {self.checkpoint}" if self._saved else ""
         look = "Look at these scans and their label maps, lower" if names else "Lower"
-        return RunError(
-            f"{self.name}, step {step}: the loss or its gradient is not finite{crops}{kept}",
-            cure=f"{look} the learning rate (now {self.schedule.learning_rate}), or try another --seed.",
-        )
+        cure = f"{look} the learning rate (now {self.schedule.learning_rate}), or try another --seed."
+        if self._saved and self.serves_as_weights:
+            cure += " What is kept can be gone on from in another --output, with that file as --weights."
+        return RunError(f"{self.name}, step {step}: the loss or its gradient is not finite{crops}{kept}", cure=cure)
 
     def _after(self, engine: Engine, losses: dict[str, Tensor]) -> None:
         step = self.done = engine.state.iteration
@@ -212,7 +214,8 @@ class TrainingLoop:
                 self.ended_early = step < self.schedule.steps and self.enough is not None and self.enough()
             for look in [look for _, look in self.looks] if self.ended_early else looks:
                 look(step)
-        if saves or self.ended_early:
+        # What a validation keeps, such as the best weights, must not be newer than the checkpoint that tells of it.
+        if saves or validates or self.ended_early:
             self._save(step)
         if self.ended_early:
             engine.terminate()

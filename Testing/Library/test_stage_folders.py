@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from HybridMIMLib.errors import DataError
+from HybridMIMLib.errors import DataError, RunError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.stage_folders import StageFolders
 
@@ -49,3 +49,11 @@ def test_what_can_be_continued_stays(tmp_path: Path, kept: str) -> None:
     with pytest.raises(DataError):
         StageFolders(tmp_path, EventLog()).do("one", fails)
     assert file.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_result_that_somebody_spoilt_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "result.json").write_text(content)
+    with pytest.raises(RunError, match=r"result\.json: is .* [Rr]emove the file"):
+        StageFolders(tmp_path, EventLog()).do("one", fails)

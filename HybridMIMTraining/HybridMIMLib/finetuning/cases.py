@@ -11,7 +11,7 @@ from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.prepare import Prepared
 from HybridMIMLib.data.splits import Split, draw_split, read_split, shared_patients
 from HybridMIMLib.data.survey import CaseFacts
-from HybridMIMLib.errors import DataError, LabelError
+from HybridMIMLib.errors import DataError, LabelError, SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.randomness import random_stream
 
@@ -72,6 +72,7 @@ def choose_cases(
     Raises:
         DataError: there are too few cases, or a split does not fit them.
         LabelError: a class was annotated in none of those to train on.
+        SettingsError: the training is to end for want of a better validation, and there is none.
     """
     side, validation = _split(run, dataset, found, events) if split is None else split
     of_side = [facts for facts in found if facts.case.name in set(side)]
@@ -147,6 +148,11 @@ def _split(run: Run, dataset: Dataset, found: Sequence[CaseFacts], events: Event
     shares = read_split(file, list(patients), (case.name for case in dataset.cases))
     if both := shared_patients(shares, patients):
         events.warning(f"{file}: scans of patient {both[0]} are both trained on and validated on.")
+    if run.finetuning.patience and not shares[1]:
+        raise SettingsError(
+            f"finetuning.patience waits for better validations, and {file} holds out no scan that can be used",
+            cure="Set finetuning.patience to 0, or name scans under validation.",
+        )
     return shares
 
 

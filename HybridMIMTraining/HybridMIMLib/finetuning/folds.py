@@ -39,7 +39,7 @@ from HybridMIMLib.events import EventLog
 from HybridMIMLib.finetuning.cases import Chosen, Fold, choose_cases, owner_of
 from HybridMIMLib.finetuning.targets import Target
 from HybridMIMLib.inference.predictor import make_predictor
-from HybridMIMLib.inference.run import segment_cases
+from HybridMIMLib.inference.run import label_path, segment_cases
 from HybridMIMLib.model_package import ModelPackage, ensemble_of, load_model
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.runs import keep_inputs, versions
@@ -129,6 +129,7 @@ class _Folds:
 
     def _together(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Measure all cases, and write the model of all networks."""
+        self._warn_of_missing()
         measured, rows = self._measured()
         beside = {row.name for row in rows} - set(self.counted)
         dice = mean_dice(list(_by_case(rows).values()), beside)
@@ -159,6 +160,20 @@ class _Folds:
             "folds": by_fold,
             **{name: measured[name] for name in ("csv", "json", "report")},
         }
+
+    def _warn_of_missing(self) -> None:
+        """A label map that somebody removed, or that could not be made, is in no figure; that must not go unsaid."""
+        place = self.folder / CROSS_VALIDATION / "labels"
+        held_out = {name for fold in self.folds for name in fold.chosen.validation}
+        cases = [facts.case for facts in self.folds[0].prepared.facts if facts.case.name in held_out]
+        there = {path.name for path in place.glob("*")}
+        names = {one.name: {label_path(place, one, t).name for t in (False, True)} for one in cases}
+        if gone := [name for name, files in names.items() if there.isdisjoint(files)]:
+            self.events.warning(
+                f"{some(gone)}: not in the figures of the cross-validation, because there is no label map in "
+                f"{place}. To have it made again, remove the result.json of its fold, in "
+                f"{self.folder / FOLDS}, and that of the run."
+            )
 
     def _trained_on(self) -> list[str]:
         """The cases that any of the networks has seen."""

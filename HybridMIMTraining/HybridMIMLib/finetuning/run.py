@@ -37,7 +37,7 @@ from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.networks.deep_supervision import supervised_levels
-from HybridMIMLib.networks.device import choose_device
+from HybridMIMLib.networks.device import choose_device, device_in_words
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.memory import crop_bytes, settle_batch
 from HybridMIMLib.pretrained import Pretrained
@@ -112,14 +112,16 @@ def run_finetuning(
     batch = settle_batch(run.finetuning.batch, lambda: _crop_bytes(run, prepared, target), device, folder, events)
     run = replace(run, finetuning=replace(run.finetuning, batch=batch))
     network = _make_network(run, prepared.plan, target)
-    encoder_alone = run.finetuning.start == "encoder"
-    loaded = begin_with(network.backbone, start, run.partial_weights, events, encoder_alone)
+    encoder_alone, frozen = run.finetuning.start == "encoder", run.finetuning.frozen_steps != 0
+    loaded = begin_with(network.backbone, start, run.partial_weights, events, encoder_alone, frozen)
     chosen = fold.chosen if fold else choose(run, dataset, prepared.facts, prepared.classes, target, events)[0]
     contents = {facts.case.name: facts.content for facts in prepared.facts}
     split = chosen.split
     keep_inputs(folder / "split.json", {kind: {n: contents[n] for n in names} for kind, names in split.items()})
     used = {"training": chosen.training, "validation": chosen.validation}
-    trainer = _Finetuning(run, prepared, network, chosen, target, regions, folder, events, device, precision)
+    trainer = _Finetuning(
+        run, prepared, network, chosen, target, regions, folder, events, device, precision, clean_up
+    )
     memory, progress = trainer.train(), trainer.progress
     package = ModelPackage(
         network,
@@ -144,7 +146,7 @@ def run_finetuning(
         model_name(run),
         target.overlapping,
         clean_up=clean_up,
-        flip_axes=tuple(sorted(set(run.finetuning.flip_axes))) if run.finetuning.augment else (),
+        flip_axes=_flip_axes(run),
     )
     package.save(folder / "model")
     return {
@@ -155,6 +157,11 @@ def run_finetuning(
         "trained_on": chosen.training,
         "loaded": loaded,
     }
+
+
+def _flip_axes(run: Run) -> tuple[int, ...]:
+    """Axes along which crops are flipped, and along which windows may be flipped later."""
+    return tuple(sorted(set(run.finetuning.flip_axes))) if run.finetuning.augment else ()
 
 
 def _digest(contents: Iterable[str]) -> str:
@@ -233,16 +240,15 @@ class _Finetuning:
         events: EventLog,
         device: torch.device,
         precision: torch.dtype,
+        clean_up: CleanUp,
     ) -> None:
         self.run, self.plan, self.classes, self.events = run, prepared.plan, prepared.classes, events
         self.device, self.network, self.precision = device, network, precision
-        # The network that is trained itself, and no copy that another engine made of it.
-        engine = TorchEngine(network, self.device, run.inference.window_batch or WINDOWS)
-        self.predictor = Predictor(engine, prepared.plan, target.outputs, run.inference, target.overlapping)
+        self.target, self.regions, self.clean_up = target, tuple(regions), clean_up
+        self.predictor = self._predictor()
         cases = [case for case in prepared.cases if case.name in set(chosen.training)]
         self.sampler = CropSampler(cases, self.plan.crop, run.seed, "finetune", run.finetuning.foreground_share)
         self.validation = [facts for facts in prepared.facts if facts.case.name in set(chosen.validation)]
-        self.target, self.regions = target, tuple(regions)
         self.partial = any(case.annotated is not None for case in cases)
         self.folder, self.best = folder, folder / "best.safetensors"
         self.freezer = Freezer(network.backbone, run.finetuning.frozen_steps)
@@ -269,6 +275,7 @@ class _Finetuning:
             paces=paces(self.network.backbone, chosen),
             enough=self._is_enough,
             cases=lambda step: self._batch(step, CPU).cases,
+            serves_as_weights=True,
         )
         if chosen.frozen_steps:
             steps = "all steps" if chosen.frozen_steps < 0 else f"the first {chosen.frozen_steps} steps"
@@ -282,9 +289,24 @@ class _Finetuning:
             self._warn_of_lost_classes()
         return self.memory
 
+    def _predictor(self) -> Predictor:
+        """What users get, with the network that is trained itself, and no copy that another engine made of it."""
+        chosen = self.run.inference
+        return Predictor(
+            TorchEngine(self.network, self.device, chosen.window_batch or WINDOWS),
+            self.plan,
+            self.target.outputs,
+            replace(chosen, uncertainty=False),
+            self.target.overlapping,
+            self.clean_up,
+            _flip_axes(self.run),
+        )
+
     def _warn_of_lost_classes(self) -> None:
+        there = self.target.held_by(set().union(*(facts.labels for facts in self.validation)))
         for one in self.target.outputs:
-            if self.memory.get(f"best {one.name}") == 0:
+            # Of what no validation scan has, 0 means that it was found where it is not.
+            if self.memory.get(f"best {one.name}") == 0 and one.name in there:
                 self.events.warning(
                     f"{one.name} was not found in any validation scan. Train for more finetuning.steps, "
                     "or add scans in which it is labelled."
@@ -307,6 +329,7 @@ class _Finetuning:
     def validate(self, step: int) -> dict[str, float]:
         """Dice on the whole validation scans, on their own grids; keeps the weights if they are the best yet."""
         rows = [self._dice(facts) for facts in self.validation]
+        self._come_back()
         means = mean_dice(rows, set(rows[0]) - set(self.target.measured))
         score = 0.0 if math.isnan(means["mean"]) else means["mean"]
         self.memory["waited"] = self.memory.get("waited", 0) + 1
@@ -315,6 +338,12 @@ class _Finetuning:
             save_weights(self.best, self.network.state_dict(), {"step": step})
             self.memory.update({f"best {name}": value for name, value in means.items()}, step=step)
         return {f"validation {name}": value for name, value in means.items()}
+
+    def _come_back(self) -> None:
+        """Where a GPU had no room for a validation, the predictor took the network to the CPU."""
+        if self.predictor.engine.device != self.device:
+            self.events.message(f"validated on the CPU, because {device_in_words(self.device)} was out of memory")
+            self.predictor = self._predictor()
 
     def _is_enough(self) -> bool:
         return 0 < self.run.finetuning.patience <= self.memory["waited"]

@@ -20,7 +20,7 @@ from HybridMIMLib.networks import EncoderDecoder
 from HybridMIMLib.networks.dropout import SampleDropout
 from HybridMIMLib.pretrained import Pretrained
 from HybridMIMLib.training import Pace
-from HybridMIMLib.transfer import transfer
+from HybridMIMLib.transfer import grouped, transfer
 
 _BACKBONE = "backbone."
 
@@ -31,16 +31,22 @@ def check_start(run: Run, start: Pretrained | None) -> None:
     Raises:
         SettingsError: the encoder is to be frozen, and nothing was learnt by it.
     """
-    if start is None and run.finetuning.frozen_steps:
+    if run.finetuning.frozen_steps and (start is None or start.is_scratch):
+        missing = "without weights" if start is None else f"in {start.path}, made with objective none,"
         raise SettingsError(
-            f"finetuning.frozen_steps is {run.finetuning.frozen_steps}, and without weights the encoder has learnt "
-            "nothing yet",
+            f"finetuning.frozen_steps is {run.finetuning.frozen_steps}, and {missing} the encoder has learnt nothing "
+            "yet",
             cure="Add --weights PRETRAINED, or set finetuning.frozen_steps to 0.",
         )
 
 
 def begin_with(
-    backbone: EncoderDecoder, start: Pretrained | None, partial: bool, events: EventLog, encoder_alone: bool = False
+    backbone: EncoderDecoder,
+    start: Pretrained | None,
+    partial: bool,
+    events: EventLog,
+    encoder_alone: bool = False,
+    frozen: bool = False,
 ) -> str:
     """Fill the backbone from pre-trained weights, if any, and tell of it; the sentence sums it up.
 
@@ -50,6 +56,7 @@ def begin_with(
         partial: see :func:`transfer`.
         events: where to tell.
         encoder_alone: leave the decoder at its initial values.
+        frozen: whether the encoder is to keep for a while what it begins with.
 
     Raises:
         ModelError: the weights do not fit.
@@ -63,6 +70,11 @@ def begin_with(
     account = transfer(backbone, start, partial)
     for line in account.lines():
         events.message(line)
+    if frozen and (initial := account.parts[0].kept):
+        events.warning(
+            f"frozen at their initial values, because the weights have nothing for them: {grouped(initial)} of the "
+            "encoder. Set finetuning.frozen_steps to 0, or take weights that fill it."
+        )
     return account.sentence()
 
 

@@ -12,7 +12,7 @@ together: it is there as often as all of these, and no region more seldom than a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -96,6 +96,10 @@ class Target(ABC):
         """Set the bias of a head so that it says mostly background."""
 
     @abstractmethod
+    def held_by(self, labels: Collection[int]) -> set[str]:
+        """Names of the outputs that label maps with these labels have voxels of."""
+
+    @abstractmethod
     def check_annotated(self, run: Run, training: Iterable[CaseFacts]) -> None:
         """See whether every output can be learnt from these cases, each class being annotated in one of them.
 
@@ -132,6 +136,10 @@ class ClassTarget(Target):
     def begin(self, bias: Tensor) -> None:
         """See :func:`set_initial_shares`."""
         set_initial_shares(bias)
+
+    def held_by(self, labels: Collection[int]) -> set[str]:
+        """See :meth:`Target.held_by`."""
+        return {one.name for one in self.outputs if one.label in labels}
 
     def check_annotated(self, run: Run, training: Iterable[CaseFacts]) -> None:
         """Nothing is asked beyond that each class is annotated somewhere."""
@@ -178,6 +186,10 @@ class RegionTarget(Target):
     def begin(self, bias: Tensor) -> None:
         """See :func:`set_initial_probability`."""
         set_initial_probability(bias)
+
+    def held_by(self, labels: Collection[int]) -> set[str]:
+        """See :meth:`Target.held_by`; a region is where any of its labels is."""
+        return {region.name for region in self.regions if not region.labels.isdisjoint(labels)}
 
     def check_annotated(self, run: Run, training: Iterable[CaseFacts]) -> None:
         """Each region needs a case in which all its labels were annotated."""

@@ -13,15 +13,16 @@ from safetensors.torch import save_file
 from small_runs import TINY, write_blobs
 
 from HybridMIMLib import finetune, pretrain
-from HybridMIMLib.config import NetworkSettings, Run, make_run
+from HybridMIMLib.config import InferenceSettings, NetworkSettings, Run, make_run
 from HybridMIMLib.data.layouts import open_dataset
 from HybridMIMLib.data.scans import read_scan, write_nifti
 from HybridMIMLib.errors import DataError, LabelError, ModelError, RunError, SettingsError
 from HybridMIMLib.events import EventReader, Phase
 from HybridMIMLib.finetuning import precision
 from HybridMIMLib.finetuning.run import _Finetuning, check_labelled
+from HybridMIMLib.inference.predictor import Prediction, Predictor, make_predictor
 from HybridMIMLib.model_package import load_model
-from HybridMIMLib.networks import make_segmentation_network
+from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.training import load_checkpoint
 from HybridMIMLib.weights import load_weights
 
@@ -134,6 +135,94 @@ def test_a_loss_that_is_no_number_names_the_cases_of_its_step(
     assert "Look at these scans" in caught.value.cure
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
     assert kept["step"] == 3 and all(bool(tensor.isfinite().all()) for tensor in kept["module"].values())
+
+
+def test_what_is_kept_of_a_run_that_went_wrong_starts_another(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = _Finetuning.losses
+
+    def spoilt(self: _Finetuning, step: int) -> dict[str, torch.Tensor]:
+        return {name: loss * (float("nan") if step == 4 else 1) for name, loss in losses(self, step).items()}
+
+    call: dict[str, Any] = {"labelled": str(blobs / "labelled"), **tuned(checkpoint_every=3)}
+    with monkeypatch.context() as patch:
+        patch.setattr(_Finetuning, "losses", spoilt)
+        with pytest.raises(RunError, match="that file as --weights"):
+            finetune(**call, output=str(tmp_path / "one"))
+    kept = tmp_path / "one" / "checkpoint.pt"
+    call = {"labelled": str(blobs / "labelled"), **tuned(learning_rate=1e-12, steps=1)}
+    result = finetune(**call, weights=str(kept), output=str(tmp_path / "two"))
+    assert "100 % of the encoder's numbers, 100 % of the decoder's" in result["loaded"]
+    own = load_model(Path(result["model"])).network.state_dict()
+    before = load_checkpoint(kept)["module"]
+    assert all(torch.allclose(own[name], before[name]) for name in own if name.startswith("backbone."))
+
+
+def test_a_network_that_a_validation_took_to_the_cpu_comes_back(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a GPU is full: the predictor has another device then, and the network is there."""
+    predict, brought = Predictor.predict, []
+
+    def elsewhere(self: Predictor, *args: Any) -> Prediction:
+        found = predict(self, *args)
+        self.engine.device = torch.device("meta")
+        return found
+
+    def bringing(self: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
+        brought.append(str(device))
+        return self
+
+    monkeypatch.setattr(Predictor, "predict", elsewhere)
+    monkeypatch.setattr(SegmentationNetwork, "to", bringing)
+    finetune(labelled=str(blobs / "labelled"), output=str(tmp_path), device="cpu", **tuned(steps=1))
+    assert brought == ["cpu"] * 3, "for the first predictor, for the training, and after the validation"
+    assert any("validated on the CPU" in text for text in said(tmp_path))
+
+
+def test_the_validation_cleans_up_and_flips_as_users_will(blobs: Path, tmp_path: Path) -> None:
+    settings = tuned(steps=12, learning_rate=5e-3, flip_axes=[2, 1], batch=4)
+    call: dict[str, Any] = {"labelled": str(blobs / "labelled"), **settings}
+    plain = finetune(**call, output=str(tmp_path / "plain"))["validation"]
+    assert plain["Bright"] > 0.1
+    emptied = {"smallest_ml": ["Bright=1000"], "engine": "torch"}
+    assert finetune(**call, inference=emptied, output=str(tmp_path / "emptied"))["validation"]["Bright"] == 0
+    best = InferenceSettings(preset="best", uncertainty=True)
+    made: list[Predictor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        keep = _Finetuning._predictor
+        patch.setattr(_Finetuning, "_predictor", lambda self: made.append(keep(self)) or made[-1])
+        finetune(**call, inference=best, output=str(tmp_path / "best"))
+    package = load_model(tmp_path / "best" / "model")
+    assert made[0].flips == make_predictor(package, best, "cpu").flips == (1, 2)
+
+
+def test_a_class_that_no_validation_scan_has_is_not_said_to_be_lost(tmp_path: Path) -> None:
+    cases = write_blobs(tmp_path / "cases", 4, labelled=True)
+    (cases / "classes.json").write_text('{"1": "Bright", "2": "Dark", "3": "Ghost"}')
+    # Begun so that everything is everywhere: each class is found, the ghost where it is not.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Finetuning, "_dice", lambda self, facts: {"Bright": 0.5, "Dark": 0.0, "Ghost": 0.0})
+        warnings = finetune(labelled=str(cases), output=str(tmp_path / "run"), **TINY)["warnings"]
+    assert [text.split()[0] for text in warnings if "was not found" in text] == ["Dark"]
+
+
+def test_patience_without_anybody_held_out_is_refused(blobs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"training": [f"blob_{n}" for n in range(5)], "validation": []}))
+    settings = tuned(validation_cases=-1, split=str(file), patience=2)
+    with pytest.raises(SettingsError, match=r"split\.json holds out no scan .* Set finetuning.patience to 0"):
+        finetune(labelled=str(blobs / "labelled"), output=str(tmp_path / "run"), **settings)
+
+
+def test_what_a_run_wrote_down_and_somebody_spoilt_is_named(blobs: Path, tmp_path: Path) -> None:
+    call: dict[str, Any] = {"labelled": str(blobs / "labelled"), "output": str(tmp_path), **tuned(steps=1)}
+    finetune(**call)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "split.json").write_text("{")
+    with pytest.raises(RunError, match=r"split\.json: is damaged .* Choose another --output"):
+        finetune(**call)
 
 
 # --- what it is given ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,24 @@ def test_what_is_told_at_the_end(whole: tuple[Path, dict[str, Any]]) -> None:
     (last,) = [line.split() for line in lines if line.startswith("all ")]
     assert last == ["all", "7", *(f"{value:.3f}" for value in whole[1]["validation"].values())]
     assert any(line.endswith(whole[1]["report"]) for line in lines)
+
+
+def test_a_label_map_that_is_gone_is_told_and_can_be_made_again(
+    whole: tuple[Path, dict[str, Any]], cases: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    call = {"labelled": str(cases), "output": str(run), **in_folds()}
+    (name, *_) = whole[1]["folds"][1]["held_out"]
+    assert not any("not in the figures" in text for text in whole[1]["warnings"])
+    (run / "result.json").unlink()
+    (run / "cross-validation" / "labels" / f"{name}.nii.gz").unlink()
+    (told,) = [text for text in finetune(**call)["warnings"] if "not in the figures" in text]
+    assert told.startswith(f"{name}: ")
+    for file in (run / "result.json", run / "folds" / "2" / "result.json"):
+        file.unlink()
+    again = finetune(**call)
+    assert again["validation"] == whole[1]["validation"]
+    assert not any("not in the figures" in text for text in again["warnings"])
 
 
 def test_one_fold_alone_is_the_same_as_among_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,28 @@ def test_killed_around_the_thaw_a_run_ends_with_the_same_model(
 
 def test_an_encoder_that_learnt_nothing_is_not_frozen(blobs: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=re.escape("finetuning.frozen_steps is 5, and without weights")):
-        finetune(labelled=str(blobs / "labelled"), output=str(tmp_path), **tuned(frozen_steps=5))
+        finetune(labelled=str(blobs / "labelled"), output=str(tmp_path / "run"), **tuned(frozen_steps=5))
+    nothing = {**TINY, "pretraining": {**TINY["pretraining"], "objective": "none"}}
+    initial = pretrain(unlabelled=str(blobs / "unlabelled"), output=str(tmp_path / "none"), **nothing)["weights"]
+    with pytest.raises(SettingsError, match=r"frozen_steps is -1, and in .* made with objective none"):
+        finetune(
+            labelled=str(blobs / "labelled"), weights=initial, output=str(tmp_path / "run"), **tuned(frozen_steps=-1)
+        )
+
+
+def test_what_is_frozen_at_its_initial_values_is_told(weights: Path) -> None:
+    given, log = load_pretrained(weights), KeptLog()
+    assert given.origin is not None
+    tensors = {name: tensor for name, tensor in given.tensors.items() if not name.startswith("input_block")}
+    part, plan = replace(given, tensors=tensors), given.origin.plan
+    network = make_segmentation_network(given.origin.network, 1, 2, plan.crop)
+    begin_with(network.backbone, part, True, log)
+    assert not log.warnings, "what learns from the beginning may begin anyhow"
+    begin_with(network.backbone, given, True, log, frozen=True)
+    assert not log.warnings
+    begin_with(network.backbone, part, True, log, frozen=True)
+    (warning,) = log.warnings
+    assert "frozen at their initial values" in warning and "input_block" in warning
 
 
 @pytest.mark.parametrize(
