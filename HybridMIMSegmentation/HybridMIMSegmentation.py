@@ -4,6 +4,7 @@ Thin on purpose: what happens is in ``HybridMIMLib.slicer_side``, which is impor
 may load this file before the folder of the library is on its path.
 """
 
+from enum import Enum
 from pathlib import Path
 
 import qt
@@ -38,20 +39,63 @@ class HybridMIMSegmentation(ScriptedLoadableModule):
         )
 
 
+class OutputMode(Enum):
+    """What becomes of a result."""
+
+    new = "new"
+    replace = "replace"
+    append = "append"
+
+    def label(self):
+        """As the list shows it."""
+        return {
+            "new": _("A new segmentation"),
+            "replace": _("Replace the segments (keeps a backup)"),
+            "append": _("Add to the segments"),
+        }[self.value]
+
+
+class Quality(Enum):
+    """How much time is taken for a scan: the preset of the section inference."""
+
+    fast = "fast"
+    balanced = "balanced"
+    best = "best"
+
+    def label(self):
+        """As the list shows it."""
+        return {"fast": _("Fast"), "balanced": _("Balanced"), "best": _("Best")}[self.value]
+
+
 @parameterNodeWrapper
 class HybridMIMSegmentationParameterNode:
     """What is saved with the scene.
 
-    inputVolume: to be segmented.
+    inputVolume: to be segmented; the volumes of further channels are references of the node.
+    wholeSequence: whether all items are segmented where the volume shows one of a sequence.
     model: folder of the model package.
+    outputMode, outputSegmentation: where the result goes.
+    quality: fast, balanced, best.
+    region: only what lies in this box is segmented.
+    reference: the result is compared with it.
+    leftOut: names of the classes that are not kept, a list in JSON.
+    resultSegmentation: shown in the section Result.
     """
 
     inputVolume: slicer.vtkMRMLScalarVolumeNode
+    wholeSequence: bool = True
     model: str
+    outputMode: OutputMode
+    outputSegmentation: slicer.vtkMRMLSegmentationNode
+    quality: Quality = Quality.balanced
+    region: slicer.vtkMRMLMarkupsROINode
+    reference: slicer.vtkMRMLSegmentationNode
+    leftOut: str
+    resultSegmentation: slicer.vtkMRMLSegmentationNode
 
 
 class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
-    """The panel."""
+    """The panel; what it does is in HybridMIMLib.slicer_side.panels."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -63,82 +107,32 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
         if problem:
             self._showProblem(problem)
             return
-        from HybridMIMLib.slicer_side.model_chooser import ModelChooser
-        from HybridMIMLib.slicer_side.panel import JobPanel
-        from HybridMIMLib.slicer_side.scene_parameters import SceneParameters
+        from HybridMIMLib.slicer_side.panels.parts import load_parts
+        from HybridMIMLib.slicer_side.panels.segmentation_panel import SegmentationPanel
 
         self.logic = HybridMIMSegmentationLogic()
         widget = slicer.util.loadUI(self.resourcePath("UI/HybridMIMSegmentation.ui"))
+        load_parts(widget, self.resourcePath("UI"))
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
-        self.models = ModelChooser(self.ui, on_chosen=self.selectModel)
-        self.panel = JobPanel(self.ui, on_end=lambda job: job.message, on_change=self._update)
-        self.ui.applyButton.connect("clicked(bool)", self.onApply)
-        self.parameters = SceneParameters(self.logic.getParameterNode, self.ui, self._onBound, self._update)
-        self.parameters.bind()
+        self.content = SegmentationPanel(self.ui, self.logic)
 
     def enter(self):
         if self.logic:
-            # Models may have come, and gone, while another module was shown.
-            self._onBound()
-            self._update()
-
-    def exit(self):
-        """Another module is shown; a job goes on, and the panel with it."""
+            self.content.enter()
 
     def cleanup(self):
-        """The module is reloaded, or Slicer quits: nobody would take the result of a job."""
         if self.logic:
-            self.panel.close(stop_job=True)
-            self.parameters.close()
+            self.content.close()
 
     def selectModel(self, folder):
-        """Choose a model package; other modules and the console may call this."""
-        self.parameters.node.model = str(folder)
-
-    def onApply(self):
-        from HybridMIMLib.errors import HybridMIMError
-        from HybridMIMLib.slicer_side.environment import ensure_packages
-
-        # While packages are installed the button could be pressed once more.
-        self.ui.applyButton.enabled = False
-        self.panel.say("")
-        try:
-            ensure_packages()
-            node = self.parameters.node
-            self.panel.follow(self.logic.start(node.inputVolume, node.model))
-        except HybridMIMError as error:
-            self.panel.say(str(error), is_error=True)
-            self.models.show(self.parameters.node.model)
-        finally:
-            self._update()
-
-    def _onBound(self):
-        """The first volume and the newest model are chosen where none is."""
-        node = self.parameters.node
-        if not node.inputVolume:
-            # As the list has them: without hidden ones, label maps and other kinds of volumes.
-            node.inputVolume = self.ui.inputVolumeSelector.nodeFromIndex(0)
-        self.models.show(node.model)
-        node.model = self.models.chosen
-
-    def _update(self):
-        from HybridMIMLib.slicer_side.segmentation import why_not
-
-        node, busy = self.parameters.node, self.panel.busy
-        if node and node.model != self.models.chosen:
-            self.models.show(node.model)
-        reason = why_not(node.inputVolume if node else None, self.models.model) or self.models.problem
-        self.ui.applyButton.enabled = not reason and not busy
-        self.ui.applyButton.toolTip = reason or _("Segment the volume in a process of its own.")
-        self.ui.hintLabel.text = reason
-        self.ui.hintLabel.visible = bool(reason) and not busy
+        """Choose a model package, for other modules and the console."""
+        self.content.select_model(folder)
 
     def _showProblem(self, text):
         label = qt.QLabel(text)
-        label.wordWrap = True
-        label.objectName = "problemLabel"
+        label.wordWrap, label.objectName = True, "problemLabel"
         self.layout.addWidget(label)
         self.layout.addStretch(1)
 
@@ -146,24 +140,76 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
 class HybridMIMSegmentationLogic(ScriptedLoadableModuleLogic):
     """What the panel does, for the Python console and other modules too.
 
-    ``slicer.util.getModuleLogic("HybridMIMSegmentation").segment(volumeNode, model)`` waits and returns the
-    segmentation node; the same without Slicer's window is ``HybridMIMLib.slicer_side.segmentation.segment``.
+    >>> logic = slicer.util.getModuleLogic("HybridMIMSegmentation")
+    >>> segmentationNode = logic.segment(volumeNode, model="hippocampus")
+    >>> segmentationNode = logic.segment([t1Node, t2Node], "/models/brain", roiNode=box, onLog=print)
+
+    The same without Slicer's window is ``HybridMIMLib.slicer_side.segmentation.segment``.
     """
 
     def getParameterNode(self):
         return HybridMIMSegmentationParameterNode(super().getParameterNode())
 
-    def segment(self, volumeNode, model, device="auto", onUpdate=None):
+    def segment(
+        self,
+        volumeNode,
+        model,
+        device="auto",
+        onUpdate=None,
+        onLog=None,
+        onProgress=None,
+        isCancelled=None,
+        inference=None,
+        **output,
+    ):
+        """Segment and wait; Slicer's window stays alive meanwhile.
+
+        volumeNode: a volume, a list of volumes (one a channel), a dictionary of them by the names of the channels, or
+            a sequence.
+        model: name of a model of this user, or the path of a model package.
+        device: auto, cpu, cuda, cuda:1, mps.
+        onUpdate(job), onLog(line), onProgress(fractionOrNone, text), isCancelled(): called while it works; it is
+            stopped when isCancelled returns True.
+        inference: settings of the section of that name, such as {"preset": "fast"}.
+        output: roiNode, outputSegmentationNode, outputMode, classes, referenceNode: see start.
+
+        Returns the segmentation node. Whatever goes wrong is an exception with the cause and the cure, and the scene
+        is as it was.
+        """
+        from HybridMIMLib.slicer_side.environment import ensure_packages
         from HybridMIMLib.slicer_side.segmentation import segment
 
-        return segment(volumeNode, model, device, onUpdate)
+        def update(job):
+            slicer.app.processEvents()
+            if onUpdate:
+                onUpdate(job)
 
-    def start(self, volumeNode, model, device="auto"):
-        """A job to be updated a few times a second; see HybridMIMLib.slicer_side.segmentation.SegmentationJob."""
-        from HybridMIMLib.data.model_description import read_description
+        ensure_packages()
+        roi = output.pop("roiNode", None)
+        callbacks = {"on_log": onLog, "on_progress": onProgress, "is_cancelled": isCancelled}
+        target = self._output(**output)
+        return segment(volumeNode, model, device, update, roi=roi, output=target, inference=inference, **callbacks)
+
+    def start(self, volumeNode, model, device="auto", roiNode=None, inference=None, **output):
+        """As segment, without waiting: a job whose update() is to be called a few times a second until it is False;
+        see HybridMIMLib.slicer_side.segmentation.SegmentationJob.
+
+        roiNode: only what lies in this box is segmented.
+        outputSegmentationNode, outputMode: "replace" (which is meant where a node is given) keeps a backup of the
+            segments that are there, "append" adds to them, "new" makes a new segmentation.
+        classes: names of the classes to keep; without: all.
+        referenceNode: a segmentation to compare with; the table of volumes then has the Dice.
+        """
+        from HybridMIMLib.slicer_side.models import find_model
         from HybridMIMLib.slicer_side.segmentation import SegmentationJob
 
-        return SegmentationJob(volumeNode, read_description(Path(model)), device)
+        return SegmentationJob(volumeNode, find_model(model), device, roiNode, self._output(**output), inference)
+
+    def _output(self, outputSegmentationNode=None, outputMode=None, classes=None, referenceNode=None):
+        from HybridMIMLib.slicer_side.segmentation import Output
+
+        mode = outputMode or ("replace" if outputSegmentationNode else "new")
+        return Output(mode, outputSegmentationNode, classes, reference=referenceNode)
 
 
 class HybridMIMSegmentationTest(ScriptedLoadableModuleTest):
@@ -190,7 +236,7 @@ class HybridMIMSegmentationTest(ScriptedLoadableModuleTest):
 def libraryProblem():
     """Why the library cannot be used, and the cure; empty if it can."""
     try:
-        import HybridMIMLib.slicer_side.panel  # noqa: F401
+        import HybridMIMLib.slicer_side.panels  # noqa: F401
     except ImportError as error:
         if (error.name or "").split(".")[0] != "HybridMIMLib":
             raise

@@ -91,11 +91,14 @@ def finish(job: Job, seconds: float = 120) -> Job:
     return job
 
 
-def save_threshold_model(folder: Path, name: str = "Threshold") -> Path:
+def save_threshold_model(
+    folder: Path, name: str = "Threshold", channels: int = 1, normalisation: str = "percentiles"
+) -> Path:
     """A model package whose answer is known: class Bright is where a scan is much brighter than its mean.
 
     Nothing was trained: each convolution hands its first channel on as it is, and the norms between them centre it.
-    It holds for a scan that fits into one window of 32 voxels. The second class, Never, is never found.
+    It holds for a scan that fits into one window of 32 voxels. The second class, Never, is never found. Of several
+    channels the first counts.
     """
     import torch
 
@@ -106,7 +109,7 @@ def save_threshold_model(folder: Path, name: str = "Threshold") -> Path:
     from HybridMIMLib.model_package import ModelPackage
     from HybridMIMLib.networks import make_segmentation_network
 
-    plan = Plan(1, (1.0, 1.0, 1.0), "percentiles", (-1e3, 1e3), (32, 32, 32), (4, 4, 4), (8, 8, 8))
+    plan = Plan(channels, (1.0, 1.0, 1.0), normalisation, (-1e3, 1e3), (32, 32, 32), (4, 4, 4), (8, 8, 8))
     settings = settled(NetworkSettings(features=[4, 8]), plan.spacing)
     classes = (LabelClass(3, "Bright", (0.9, 0.2, 0.1)), LabelClass(7, "Never", (0.1, 0.3, 0.9)))
     network = make_segmentation_network(settings, plan.channels, len(classes), plan.crop).eval()

@@ -4,7 +4,7 @@ The terminal's bar and the panels read nothing else. Fields of an event, each on
 
 =============  ==========================================================================================
 time           seconds since 1970
-kind           ``phase`` (one begins), ``progress``, ``message``, ``end``
+kind           ``phase`` (one begins), ``progress``, ``message``, ``cases``, ``case``, ``end``
 phase          prepare, pretrain, finetune, segment …
 step, steps    how far, of how many; half way through the second of three long steps is 1.5 of 3
 seconds_left   until the end of this phase, estimated
@@ -12,6 +12,9 @@ losses         name → value
 metrics        name → value
 message        a sentence; ``level`` is ``info`` or ``warning``
 outcome        of ``end``: ``finished``, ``stopped``, ``failed``
+cases          of ``cases``, which lists all: ``name``, ``scan`` (file) and ``state`` of each
+case, state    of ``case``: the name, and :data:`WAITING`, :data:`WORKING`, :data:`DONE`, :data:`SKIPPED` (it cannot
+               be used) or :data:`FAILED` (it could be, elsewhere or later); ``message`` says why
 =============  ==========================================================================================
 """
 
@@ -21,13 +24,15 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from HybridMIMLib.files import disk_errors, json_text
 
 Event = dict[str, Any]
+
+WAITING, WORKING, DONE, SKIPPED, FAILED = "waiting", "working", "done", "skipped", "failed"
 
 
 class EventLog:
@@ -63,6 +68,14 @@ class EventLog:
         """Say something that the user should act on; it is listed again at the end."""
         self.warnings.append(text)
         self.write("message", message=text, level="warning")
+
+    def cases(self, listed: Iterable[tuple[str, str, str]]) -> None:
+        """List all cases that are to be worked on, those that were done before too: name, scan, state of each."""
+        self.write("cases", cases=[{"name": name, "scan": scan, "state": state} for name, scan, state in listed])
+
+    def case(self, name: str, state: str, reason: str = "") -> None:
+        """Tell what has become of a case."""
+        self.write("case", case=name, state=state, **({"message": reason} if reason else {}))
 
     def phase(self, name: str, steps: int, done: int = 0) -> Phase:
         """Begin a phase of ``steps`` steps, of which ``done`` were done by an earlier, interrupted run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,50 +14,24 @@ import pytest
 import qt
 import slicer
 from SlicerHost import Host, dialogs, packages
+from small_panel import (
+    BOX,
+    add_box,
+    apply_and_wait,
+    choose,
+    contents,
+    import_entry,
+    model,
+    panel,
+    segmentations,
+)
 from small_runs import save_threshold_model
 
 from HybridMIMLib.data.model_description import read_description
 from HybridMIMLib.slicer_side.segments import ijk_to_ras, label_array
+from HybridMIMLib.slicer_side.warm_worker import warm_worker
 
-SHAPE = (20, 24, 22)
-BOX = (slice(5, 12), slice(6, 15), slice(4, 18))
-
-
-@pytest.fixture
-def model(workspace: Path) -> Path:
-    return save_threshold_model(workspace / "runs" / "Box" / "fine-tuning" / "model", "Box 数")
-
-
-@pytest.fixture
-def panel(slicer_with_modules: Host, model: Path) -> Any:
-    """The open panel; one model is in the workspace, no volume in the scene."""
-    return slicer_with_modules.open_module("HybridMIMSegmentation")
-
-
-def add_box(name: str = "Scan 1") -> Any:
-    array = np.zeros(SHAPE, dtype=np.int16)
-    array[BOX] = 400
-    # slicer.util counts k, j, i.
-    return slicer.util.addVolumeFromArray(array.transpose(2, 1, 0), name=name)
-
-
-def segmentations() -> list[Any]:
-    return slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-
-
-def contents() -> list[str]:
-    scene = slicer.mrmlScene
-    return sorted(scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes()))
-
-
-def apply_and_wait(host: Host, panel: Any, seconds: float = 60) -> None:
-    assert panel.ui.applyButton.enabled, panel.ui.hintLabel.text
-    panel.ui.applyButton.click()
-    host.wait_until(lambda: not panel.panel.busy, seconds, "the segmentation")
-
-
-def choose(panel: Any, volume: Any) -> None:
-    panel.ui.inputVolumeSelector.setCurrentNode(volume)
+__all__ = ["model", "panel"]
 
 
 def test_without_input_the_button_says_why(host: Host, panel: Any, picture: Callable[[str], None]) -> None:
@@ -87,7 +62,7 @@ def test_a_volume_becomes_a_segmentation(host: Host, panel: Any, model: Path, pi
     assert not panel.ui.applyButton.enabled and panel.ui.cancelButton.enabled
     assert panel.ui.progressBar.isVisible()
     picture("segmentation running")
-    host.wait_until(lambda: not panel.panel.busy, 60, "the segmentation")
+    host.wait_until(lambda: not panel.content.jobs.busy, 60, "the segmentation")
     assert panel.ui.messageLabel.text == "Made the segmentation Scan 1 Box 数. Not found: Never."
     assert panel.ui.applyButton.enabled and not panel.ui.cancelButton.enabled
     picture("segmentation done")
@@ -119,12 +94,11 @@ def test_cancel_leaves_the_scene_as_it_was_and_no_process(
     choose(panel, add_box())
     before = contents()
     panel.ui.applyButton.click()
-    process = panel.panel.job._process
     panel.ui.cancelButton.click()
     assert not panel.ui.cancelButton.enabled and panel.ui.statusLabel.text == "Stopping…"
-    host.wait_until(lambda: not panel.panel.busy, 20, "the end")
+    host.wait_until(lambda: not panel.content.jobs.busy, 20, "the end")
     assert panel.ui.messageLabel.text == "Stopped."
-    assert not process.running and contents() == before
+    assert contents() == before
     picture("segmentation stopped")
     apply_and_wait(host, panel)
     assert len(segmentations()) == 1
@@ -134,8 +108,9 @@ def test_a_killed_process_is_told(host: Host, panel: Any, picture: Callable[[str
     choose(panel, add_box())
     before = contents()
     panel.ui.applyButton.click()
-    os.kill(panel.panel.job._process.pid, 9)
-    host.wait_until(lambda: not panel.panel.busy, 20, "the end")
+    host.wait_until(lambda: panel.content.jobs.job._is_open, 20, "the worker to be asked")
+    os.kill(warm_worker().pid, 9)
+    host.wait_until(lambda: not panel.content.jobs.busy, 20, "the end")
     assert "memory ran out" in panel.ui.messageLabel.text and "Close other programs" in panel.ui.messageLabel.text
     assert "color" in panel.ui.messageLabel.styleSheet
     assert contents() == before
@@ -143,18 +118,11 @@ def test_a_killed_process_is_told(host: Host, panel: Any, picture: Callable[[str
 
 
 def test_garbage_from_the_process_does_not_hurt(host: Host, panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from HybridMIMLib.slicer_side import jobs
+    from HybridMIMLib.slicer_side import worker_client
 
-    program = (
-        "import os, pathlib, sys, time\n"
-        "run = pathlib.Path(sys.argv[-1].split('=', 1)[1])\n"
-        '(run / \'events.jsonl\').write_bytes(os.urandom(5000) + b\'\\n{"kind": "progress", "step": []}\\n[[\\n\')\n'
-        "time.sleep(0.5); os.write(1, os.urandom(5000)); sys.exit(0)"
-    )
-    command = jobs.library_command
-    monkeypatch.setattr(
-        jobs, "library_command", lambda name, options: [command(name, [])[0], "-c", program, *options]
-    )
+    program = "import os, sys; sys.stdin.readline(); os.write(1, os.urandom(5000) + b'\\n[[\\n'); sys.exit(0)"
+    warm_worker().close()
+    monkeypatch.setattr(worker_client, "library_command", lambda *_: [sys.executable, "-c", program])
     choose(panel, add_box())
     before = contents()
     apply_and_wait(host, panel, 20)
@@ -167,7 +135,7 @@ def test_a_model_that_has_gone_is_named(host: Host, panel: Any, model: Path, pic
     shutil.rmtree(model)
     panel.ui.applyButton.click()
     assert "is not a model package" in panel.ui.messageLabel.text and str(model) in panel.ui.messageLabel.text
-    assert not panel.panel.busy
+    assert not panel.content.jobs.busy
     picture("segmentation model gone")
     host.open_module("HybridMIMTraining")
     host.open_module("HybridMIMSegmentation")
@@ -179,12 +147,11 @@ def test_an_input_that_goes_while_it_runs(host: Host, panel: Any, how: str) -> N
     volume = add_box()
     choose(panel, volume)
     panel.ui.applyButton.click()
-    process = panel.panel.job._process
     slicer.mrmlScene.RemoveNode(volume) if how == "deleted" else host.close_scene()
-    host.wait_until(lambda: not panel.panel.busy, 20, "the end")
+    host.wait_until(lambda: not panel.content.jobs.busy, 20, "the end")
     assert "was removed from the scene" in panel.ui.messageLabel.text
     assert "Load it again" in panel.ui.messageLabel.text
-    assert not process.running and segmentations() == []
+    assert segmentations() == []
     choose(panel, add_box("Another"))
     apply_and_wait(host, panel)
     assert len(segmentations()) == 1
@@ -194,7 +161,7 @@ def test_a_result_arrives_while_another_module_is_shown(host: Host, panel: Any) 
     choose(panel, add_box())
     panel.ui.applyButton.click()
     host.open_module("HybridMIMTraining")
-    host.wait_until(lambda: not panel.panel.busy, 60, "the segmentation")
+    host.wait_until(lambda: not panel.content.jobs.busy, 60, "the segmentation")
     assert len(segmentations()) == 1
 
 
@@ -202,14 +169,14 @@ def test_a_model_from_elsewhere(host: Host, panel: Any, tmp_path: Path) -> None:
     choose(panel, add_box())
     folder = save_threshold_model(tmp_path / "elsewhere" / "model", "From a colleague")
     dialogs.announce("folder", str(folder))
-    panel.ui.browseButton.click()
+    import_entry(panel, "Use a folder").trigger()
     assert panel.ui.modelComboBox.currentText == "From a colleague"
     assert panel.ui.modelComboBox.count == 2
     dialogs.announce("folder", "")
-    panel.ui.browseButton.click()
+    import_entry(panel, "Use a folder").trigger()
     assert panel.ui.modelComboBox.currentText == "From a colleague", "a cancelled dialog changes nothing"
     dialogs.announce("folder", str(tmp_path))
-    panel.ui.browseButton.click()
+    import_entry(panel, "Use a folder").trigger()
     assert "is not a HybridMIM model package" in panel.ui.hintLabel.text
     panel.ui.modelComboBox.setCurrentIndex(0)
     assert panel.ui.modelComboBox.currentText == "Box 数"
@@ -237,9 +204,9 @@ def test_the_scene_keeps_volume_and_model(host: Host, panel: Any, tmp_path: Path
 def test_reloading_the_module_ends_a_job_and_starts_afresh(host: Host, panel: Any) -> None:
     choose(panel, add_box())
     panel.ui.applyButton.click()
-    process = panel.panel.job._process
+    job = panel.content.jobs.job
     again = host.reload_module("HybridMIMSegmentation")
-    assert not process.running
+    assert job.ended
     assert again is not panel
     assert again.ui.inputVolumeSelector.currentNode().GetName() == "Scan 1"
     apply_and_wait(host, again)
@@ -249,9 +216,9 @@ def test_reloading_the_module_ends_a_job_and_starts_afresh(host: Host, panel: An
 def test_quitting_ends_a_job(host: Host, panel: Any) -> None:
     choose(panel, add_box())
     panel.ui.applyButton.click()
-    process = panel.panel.job._process
+    job = panel.content.jobs.job
     host.close()
-    assert not process.running
+    assert job.ended
 
 
 def test_missing_packages_are_installed_only_after_a_question(
@@ -266,7 +233,7 @@ def test_missing_packages_are_installed_only_after_a_question(
     panel.ui.applyButton.click()
     assert "monai>=1.5" in dialogs.shown()[-1]
     assert "These packages are missing: monai>=1.5, einops." in panel.ui.messageLabel.text
-    assert packages.calls() == [] and not panel.panel.busy
+    assert packages.calls() == [] and not panel.content.jobs.busy
     dialogs.announce("message", "OK")
     packages.announce("installed")
     apply_and_wait(host, panel)
@@ -278,8 +245,8 @@ def test_only_volumes_of_the_list_are_chosen_by_themselves(slicer_with_modules: 
     hidden = add_box("Hidden")
     hidden.SetHideFromEditors(True)
     panel = slicer_with_modules.open_module("HybridMIMSegmentation")
-    assert panel.parameters.node.inputVolume is None and not panel.ui.applyButton.enabled
-    panel.parameters.node.inputVolume = labels
+    assert panel.content.parameters.node.inputVolume is None and not panel.ui.applyButton.enabled
+    panel.content.parameters.node.inputVolume = labels
     assert not panel.ui.applyButton.enabled, "as a scene from elsewhere might have it"
 
 
@@ -292,7 +259,7 @@ def test_an_error_in_a_look_ends_the_job_and_not_the_panel(
         raise RuntimeError("a defect of ours")
 
     choose(panel, add_box())
-    monkeypatch.setattr(segmentation, "read_labels", fail)
+    monkeypatch.setattr(segmentation, "put_in_scene", fail)
     apply_and_wait(host, panel)
     assert "Unexpected error: RuntimeError: a defect of ours" in panel.ui.messageLabel.text
     assert segmentations() == []
@@ -305,7 +272,7 @@ def test_names_are_shown_as_they_are(host: Host, panel: Any) -> None:
     choose(panel, add_box('<h1>Big</h1> & "quoted"'))
     panel.ui.applyButton.click()
     panel.ui.cancelButton.click()
-    host.wait_until(lambda: not panel.panel.busy, 20, "the end")
+    host.wait_until(lambda: not panel.content.jobs.busy, 20, "the end")
     for label in (panel.ui.messageLabel, panel.ui.hintLabel, panel.ui.modelInfoLabel, panel.ui.statusLabel):
         assert label.textFormat == qt.Qt.PlainText
 
@@ -320,7 +287,11 @@ def test_two_models_of_one_name_are_told_apart(host: Host, panel: Any, workspace
 
 def test_the_logic_works_from_the_python_console(host: Host, panel: Any, model: Path) -> None:
     volume = add_box()
-    node = slicer.util.getModuleLogic("HybridMIMSegmentation").segment(volume, model)
+    lines = []
+    logic = slicer.util.getModuleLogic("HybridMIMSegmentation")
+    node = logic.segment(volume, model="box 数", classes=["Bright"], onLog=lines.append)
+    assert node.GetSegmentation().GetNumberOfSegments() == 1 and lines[-1].startswith("Segmented in ")
+    assert logic.segment(volume, model, outputSegmentationNode=node) is node, "replaced"
     assert node.GetScene() is slicer.mrmlScene
     assert node.GetSegmentation().GetNumberOfSegments() == 2
     np.testing.assert_allclose(ijk_to_ras(volume), np.eye(4))

@@ -240,7 +240,7 @@ def test_a_model_goes_to_the_other_module(host: Host, panel: Any, workspace: Pat
     assert host.opened == "HybridMIMSegmentation"
     segmentation = slicer.util.getModuleWidget("HybridMIMSegmentation")
     assert segmentation.ui.modelComboBox.currentText == "Two"
-    assert segmentation.parameters.node.model == str(other)
+    assert segmentation.content.parameters.node.model == str(other)
 
 
 def test_missing_packages_are_asked_for_at_start_and_never_before(

@@ -83,7 +83,7 @@ def test_train_in_one_panel_and_segment_in_the_other(
         node, volume = segment(host, segmentation, image)
         scan = read_scan(image)
         reference = read_label_map(label, scan.grid, scan_path=image).array
-        classes = segmentation.panel.job.model.classes
+        classes = segmentation.content.jobs.job.model.classes
         found = label_array(node, volume, classes)
         dice = dice_by_class(found, reference, classes)
         assert min(dice.values()) > 0.5, dice
@@ -107,6 +107,6 @@ def segment(host: Host, panel: Any, image: Path) -> tuple[Any, Any]:
     panel.ui.inputVolumeSelector.setCurrentNode(volume)
     before = set(slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
     panel.ui.applyButton.click()
-    host.wait_until(lambda: not panel.panel.busy, 60, "the segmentation")
+    host.wait_until(lambda: not panel.content.jobs.busy, 180, "the segmentation")
     [node] = set(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) - before
     return node, volume

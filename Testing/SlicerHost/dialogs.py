@@ -1,15 +1,18 @@
-"""Modal dialogs: a test announces its answers; a dialog that nobody announced raises instead of hanging."""
+"""Modal dialogs: a test announces its answers; a dialog that nobody announced raises instead of hanging.
+
+So does a folder or a page that is opened in another program.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PySide6 import QtWidgets
+from PySide6 import QtGui, QtWidgets
 
 from . import problems
 
-KINDS = ("message", "dialog", "folder", "open file", "open files", "save file")
+KINDS = ("message", "dialog", "folder", "open file", "open files", "save file", "desktop")
 
 _QBox = QtWidgets.QMessageBox
 _QDialog = QtWidgets.QDialog
@@ -42,9 +45,11 @@ def announce(kind: str, answer: object) -> None:
     """The next dialog, after those announced before it, will be of this kind and get this answer.
 
     Args:
-        kind: "message" (QMessageBox), "dialog" (any other QDialog), "folder", "open file", "open files", "save file".
+        kind: "message" (QMessageBox), "dialog" (any other QDialog), "folder", "open file", "open files", "save file",
+            "desktop" (QDesktopServices.openUrl).
         answer: for a message, the text of the button to click, or a standard button; for a dialog, a function that
-            gets it and acts as the user, closing it at the end; for files the path or paths, "" for Cancel.
+            gets it and acts as the user, closing it at the end; for files the path or paths, "" for Cancel; for the
+            desktop, whether it can open that.
     """
     if kind not in KINDS:
         raise ValueError(f"no kind of dialog: {kind!r}; there are {', '.join(KINDS)}")
@@ -86,6 +91,7 @@ def install() -> None:
     _QFiles.getOpenFileName = staticmethod(_browser("open file", "Open"))
     _QFiles.getOpenFileNames = staticmethod(_browser("open files", "Open"))
     _QFiles.getSaveFileName = staticmethod(_browser("save file", "Save As"))
+    QtGui.QDesktopServices.openUrl = staticmethod(_open_url)  # type: ignore[method-assign, assignment]
     for one, names in _NOT_THERE.items():
         for name in names:
             setattr(one, name, staticmethod(_refuse(f"{one.__name__}.{name}")))
@@ -183,6 +189,14 @@ def _browser(kind: str, usual_caption: str) -> Any:
         return tuple(paths) if kind == "open files" else "".join(paths)
 
     return browse
+
+
+def _open_url(url: Any) -> bool:
+    text = url.toLocalFile() or url.toString()
+    is_gone = url.isLocalFile() and not Path(text).exists()
+    if is_gone:
+        _fail(f"no program could open {text}: it is not there")
+    return bool(_next("desktop", text))
 
 
 def _check_choice(kind: str, path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,24 @@ def read_itk(path: Path, content: Content | None = None) -> Volume:
 
 
 def save_itk(path: Path, array: Array, grid: Grid) -> None:
-    """Write (D, H, W), compressed."""
+    """Write (D, H, W), compressed.
+
+    Raises:
+        OSError: the disk is full, which the writer does not tell.
+    """
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     affine = LPS_TO_RAS @ grid.affine
     image.SetSpacing(grid.spacing)
     image.SetDirection((affine[:3, :3] / np.asarray(grid.spacing)).ravel().tolist())
     image.SetOrigin(affine[:3, 3].tolist())
-    SimpleITK.WriteImage(image, str(path), True)
+    try:
+        SimpleITK.WriteImage(image, str(path), True)
+        check_voxels_are_there(path, attempt(path, lambda: read_text_header(path)))
+    except (ScanError, RuntimeError) as error:
+        if not path.exists():
+            raise
+        # It could be opened and not be filled.
+        raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
 
 
 def files_of_itk(path: Path) -> tuple[Path, ...]:

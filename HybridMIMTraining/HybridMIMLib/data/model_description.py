@@ -60,6 +60,7 @@ class ModelDescription:
         flip_axes: axes along which crops were flipped in training, 0 = left-right.
         license: under which the model may be used, in words.
         members: networks whose scores are averaged; 1 for a model of one.
+        channel_names: what the channels are called, in their order; empty where the package does not say.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class ModelDescription:
     flip_axes: tuple[int, ...] = ()
     license: str = NO_LICENSE
     members: int = 1
+    channel_names: tuple[str, ...] = ()
 
 
 def weights_files(members: int) -> tuple[Path, ...]:
@@ -212,6 +214,7 @@ def _checked(path: Path, content: Mapping[str, Any], ours: Mapping[str, Any]) ->
         tuple(flips),
         license_,
         _members(ours),
+        _channel_names(content, plan["channels"]),
     )
 
 
@@ -221,6 +224,16 @@ def _members(ours: Mapping[str, Any]) -> int:
     count = ours["members"]
     _require(_is_whole(count, 2) and count <= MOST_MEMBERS, f"an ensemble of {count!r} networks")
     return int(count)
+
+
+def _channel_names(content: Mapping[str, Any], channels: int) -> tuple[str, ...]:
+    """As MONAI's bundles list them; whatever else stands there names nothing."""
+    try:
+        names = content["network_data_format"]["inputs"]["image"]["channel_def"]
+        found = tuple(names[str(number)] for number in range(channels))
+    except (LookupError, TypeError):
+        return ()
+    return found if all(map(_is_short_name, found)) else ()
 
 
 def _network(content: Any) -> NetworkSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from HybridMIMLib.data.scans import ScanItems, read_items, scan_name
 from HybridMIMLib.data.survey import read_case
 from HybridMIMLib.data.volume import NO_STEP, Step
 from HybridMIMLib.errors import DataError, HybridMIMError, ScanError
-from HybridMIMLib.events import EventLog, Phase
+from HybridMIMLib.events import DONE, FAILED, SKIPPED, WAITING, WORKING, EventLog, EventReader, Phase
 from HybridMIMLib.inference.ladder import is_out_of_memory
 from HybridMIMLib.inference.predictor import Labels, Prediction, Predictor
 from HybridMIMLib.model_package import ModelPackage, load_model
@@ -74,6 +74,8 @@ def each_case(
 ) -> Iterator[Result]:
     """Take cases one after the other; one that cannot be used, or is too large, becomes a warning.
 
+    A case is told to be done when the next one is asked for: what was made of it has been kept by then.
+
     Args:
         cases: to take.
         take: does the work; gets a case, and who may be told how far it is with one of its volumes.
@@ -83,14 +85,45 @@ def each_case(
     cases = list(cases)
     progress = events.phase(phase, len(cases))
     for done, case in enumerate(cases):
+        events.case(case.name, WORKING)
         try:
             found = _take_or_say_why(case, take, _Watch(progress, done))
         except DataError as error:
             named = str(error) if str(case.images[0].name) in error.message else f"{case.images[0]}: {error}"
             events.warning(f"skipped: {named}")
+            is_too_large = error.__cause__ is not None and is_out_of_memory(error.__cause__)
+            events.case(case.name, FAILED if is_too_large else SKIPPED, str(error))
         else:
             yield found
+            events.case(case.name, DONE)
         progress.progress(done + 1)
+
+
+def begin_cases(cases: Sequence[Case], todo: Sequence[Case], events: EventLog) -> None:
+    """Tell of all cases which are to be done."""
+    waiting = {case.name for case in todo}
+    events.cases((case.name, str(case.images[0]), WAITING if case.name in waiting else DONE) for case in cases)
+
+
+def killers_last(cases: Sequence[Case], log: Path) -> list[Case]:
+    """The same cases; those at which an earlier attempt was killed come last, so that the others are done first.
+
+    Args:
+        cases: to be done.
+        log: ``events.jsonl`` of the run folder, before this attempt writes to it.
+    """
+    killers, at_work = set(), ""
+    for event in EventReader(log).read():
+        if event.get("kind") == "end":
+            # It said how it ended: it was not killed.
+            at_work = ""
+        elif event.get("kind") == "case":
+            name, state = str(event.get("case")), event.get("state")
+            killers |= {at_work} if state == WORKING else set()
+            killers -= {name} if state == DONE else set()
+            at_work = name if state == WORKING else ""
+    killers.add(at_work)
+    return sorted(cases, key=lambda case: case.name in killers)
 
 
 def cases_in(scans: Path, output: Path | None = None) -> list[Case]:

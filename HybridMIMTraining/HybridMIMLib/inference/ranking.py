@@ -28,7 +28,7 @@ from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.files import write_json, write_text
-from HybridMIMLib.inference.cases import Found, cases_in, find_in_cases, open_model
+from HybridMIMLib.inference.cases import Found, begin_cases, cases_in, find_in_cases, killers_last, open_model
 from HybridMIMLib.inference.ledger import Ledger
 from HybridMIMLib.inference.predictor import make_predictor
 from HybridMIMLib.runs import RunFolder
@@ -65,7 +65,8 @@ def rank(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         cases = cases_in(scans, folder.path)
         made_with = {"model": package.digest, "inference": asdict(inference), "floor": FLOOR}
         ledger = Ledger(folder.path / "ranked.json", made_with)
-        todo = [case for case in cases if ledger.get(case) is None]
+        todo = killers_last([case for case in cases if ledger.get(case) is None], folder.path / "events.jsonl")
+        begin_cases(cases, todo, events)
         if len(todo) < len(cases):
             events.message(f"{len(cases) - len(todo)} scan(s) were looked at before and have not changed")
         if todo:

@@ -28,7 +28,7 @@ from HybridMIMLib.data.package_files import file_name
 from HybridMIMLib.data.scans import write_image, write_label_map
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.inference.cases import Found, cases_in, find_in_cases, open_model
+from HybridMIMLib.inference.cases import Found, begin_cases, cases_in, find_in_cases, killers_last, open_model
 from HybridMIMLib.inference.forecast import forecast
 from HybridMIMLib.inference.ledger import Ledger
 from HybridMIMLib.inference.predictor import Labels, Predictor, make_predictor
@@ -89,7 +89,8 @@ def segment(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         cases = cases_in(scans, folder.path)
         began = time.monotonic()
         ledger = Ledger(folder.path / "segmented.json", {"model": package.digest, "inference": asdict(run.inference)})
-        todo = [case for case in cases if ledger.get(case) is None]
+        todo = killers_last([case for case in cases if ledger.get(case) is None], folder.path / "events.jsonl")
+        begin_cases(cases, todo, events)
         if len(todo) < len(cases):
             events.message(f"{len(cases) - len(todo)} scan(s) were segmented before and have not changed")
         if todo:

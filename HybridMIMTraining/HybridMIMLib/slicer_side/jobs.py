@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,37 +40,78 @@ _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 _ERROR = "error: "
 
 
-class Job:
-    """One command at work.
+class Work:
+    """Something that goes on, is looked at several times a second, and ends in one way or another.
 
     Args:
-        folder: its run folder.
-        process: that does the work.
-        events: reads ``events.jsonl`` of the folder.
+        folder: in which it is done.
 
     Attributes:
         state: running, stopping, finished, stopped or failed.
-        progress: what the log of events has told so far.
-        result: of a finished run, as ``result.json`` has it.
+        progress: what it has told so far.
+        result: of what has finished.
         message: how it ended, for the user: what, why, and the cure where something went wrong.
-        said: the last lines that the process printed, once it has ended.
+        said: the last lines that its process printed, once it has ended.
     """
 
     SECONDS_TO_END = 8.0
     """How long a process that was asked to end may take before it is killed."""
 
-    def __init__(self, folder: Path, process: Process, events: EventReader) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder, self.state, self.message = folder, RUNNING, ""
         self.progress = RunProgress()
         self.result: dict[str, Any] = {}
         self.said: list[str] = []
-        self._process, self._events = process, events
         self._asked = 0.0
 
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to wait for."""
         return self.state in (FINISHED, STOPPED, FAILED)
+
+    def update(self) -> bool:
+        """Take in what happened since the last call; returns whether it goes on."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Ask for its end, which :meth:`update` sees to."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End it now."""
+        raise NotImplementedError
+
+    def wait(self, on_update: Callable[[Any], None] | None = None, interval: float = 0.1) -> dict[str, Any]:
+        """Wait until it ends, for scripts; returns the result.
+
+        Args:
+            on_update: called several times a second, e.g. to print ``job.progress.describe()`` or to cancel.
+            interval: seconds between two looks.
+
+        Raises:
+            RunError: it failed or was stopped; the message says why and what to do.
+        """
+        while self.update():
+            if on_update is not None:
+                on_update(self)
+            time.sleep(interval)
+        if self.state != FINISHED:
+            raise error_of(self.message)
+        return self.result
+
+
+class Job(Work):
+    """One command at work in its run folder; ``result`` is what ``result.json`` has.
+
+    Args:
+        folder: its run folder.
+        process: that does the work.
+        events: reads ``events.jsonl`` of the folder.
+    """
+
+    def __init__(self, folder: Path, process: Process, events: EventReader) -> None:
+        super().__init__(folder)
+        self._process, self._events = process, events
 
     @property
     def log(self) -> Path:
@@ -105,24 +146,6 @@ class Job:
             self._asked = self._asked or time.monotonic()
             self._process.kill()
             self.update()
-
-    def wait(self, on_update: Callable[[Job], None] | None = None, interval: float = 0.1) -> dict[str, Any]:
-        """Wait until it ends, for scripts; returns the result.
-
-        Args:
-            on_update: called several times a second, e.g. to print ``job.progress.describe()`` or to cancel.
-            interval: seconds between two looks.
-
-        Raises:
-            RunError: it failed or was stopped; the message says why and what to do.
-        """
-        while self.update():
-            if on_update is not None:
-                on_update(self)
-            time.sleep(interval)
-        if self.state != FINISHED:
-            raise error_of(self.message)
-        return self.result
 
     def _end(self) -> None:
         # What an earlier attempt in this folder printed is over.
@@ -164,22 +187,11 @@ class Job:
         return "Done."
 
     def _why_it_failed(self) -> HybridMIMError:
-        said, code = self.said[-4:], self._process.exit_code
-        errors = [line[len(_ERROR) :] for line in said if line.startswith(_ERROR)]
-        if errors:
-            return error_of(errors[-1])
-        if self.progress.outcome == "failed" and self.progress.message:
+        said = self.said[-4:]
+        has_told = any(line.startswith(_ERROR) for line in said)
+        if not has_told and self.progress.outcome == "failed" and self.progress.message:
             return RunError(self.progress.message, cure="See the log.")
-        if code is None:
-            return RunError("The process ended without a result", cure="Start it again.")
-        if code in _KILLED or (code == 1 and not any(_EXCEPTION.match(line) for line in said)):
-            how = f"was {_KILLED[code]} by the system" if code in _KILLED else "ended without a reason (exit code 1)"
-            return RunError(
-                f"The process {how}, most often because memory ran out",
-                cure="Close other programs, then start it again.",
-            )
-        words = f"It said last: {' / '.join(said)}" if said else "It said nothing"
-        return RunError(f"The process ended with exit code {code} and no result. {words}", cure="See the log.")
+        return why_it_died(self._process.exit_code, said)
 
 
 def start_job(command: str, options: Mapping[str, object], folder: Path) -> Job:
@@ -214,6 +226,29 @@ def launch(command: str, options: Mapping[str, object], folder: Path) -> tuple[C
     # What an earlier attempt told is over.
     reader = EventReader(folder / "events.jsonl", from_end=True)
     return Child(library_command(command, [*given, f"--output={folder}"]), folder / LOG), reader
+
+
+def why_it_died(code: int | None, said: Sequence[str], cure: str = "See the log.") -> RunError:
+    """The error for a process that ended without a result.
+
+    Args:
+        code: its exit code, or None where nobody knows.
+        said: the last lines that it printed.
+        cure: where those are all that is known.
+    """
+    errors = [line[len(_ERROR) :] for line in said if line.startswith(_ERROR)]
+    if errors:
+        return error_of(errors[-1])
+    if code is None:
+        return RunError("The process ended without a result", cure="Start it again.")
+    if code in _KILLED or (code == 1 and not any(_EXCEPTION.match(line) for line in said)):
+        how = f"was {_KILLED[code]} by the system" if code in _KILLED else "ended without a reason (exit code 1)"
+        return RunError(
+            f"The process {how}, most often because memory ran out",
+            cure="Close other programs, then start it again.",
+        )
+    words = f"It said last: {' / '.join(said)}" if said else "It said nothing"
+    return RunError(f"The process ended with exit code {code} and no result. {words}", cure=cure)
 
 
 def error_of(text: str) -> RunError:

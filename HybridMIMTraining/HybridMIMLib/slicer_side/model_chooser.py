@@ -1,4 +1,4 @@
-"""The row of a panel in which a model is chosen: a list, Browse, and what the chosen one is.
+"""The row of a panel in which a model is chosen: a list, and what the chosen one is.
 
 The list holds the models of the workspace, and the chosen one from wherever it is, even if it is gone: a scene that
 was saved elsewhere must not silently switch to another model.
@@ -10,16 +10,14 @@ import html
 from collections.abc import Callable
 from typing import Any
 
-import qt
-from slicer.i18n import tr as _
-
 from HybridMIMLib.data.model_description import ModelDescription
-from HybridMIMLib.runs import runs_folder
 from HybridMIMLib.slicer_side.models import age, check_model, model_name, models
+
+_LONGEST_LINE = 240
 
 
 class ModelChooser:
-    """Binds ``modelComboBox``, ``browseButton`` and ``modelInfoLabel`` of a ``.ui`` file.
+    """Binds ``modelComboBox`` and ``modelInfoLabel`` of a ``.ui`` file.
 
     Args:
         ui: the widgets, as ``slicer.util.childWidgetVariables`` gives them.
@@ -36,7 +34,6 @@ class ModelChooser:
         self.model: ModelDescription | None = None
         self._ui, self._on_chosen = ui, on_chosen
         ui.modelComboBox.connect("currentIndexChanged(int)", self._picked)
-        ui.browseButton.connect("clicked(bool)", self._browse)
 
     def show(self, folder: str) -> None:
         """List the models anew with this one chosen; without one, the newest is."""
@@ -57,7 +54,7 @@ class ModelChooser:
         combo.setCurrentIndex(list(listed).index(self.chosen) if self.chosen else -1)
         combo.blockSignals(was_blocked)
         self.model, about, self.problem = check_model(self.chosen)
-        self._ui.modelInfoLabel.text = about
+        self._ui.modelInfoLabel.text = "\n".join(map(_shortened, about.splitlines()))
         self._ui.modelInfoLabel.visible = bool(about)
         combo.toolTip = html.escape(self.chosen)
 
@@ -65,8 +62,7 @@ class ModelChooser:
         if index >= 0:
             self._on_chosen(str(self._ui.modelComboBox.itemData(index)))
 
-    def _browse(self) -> None:
-        title = _("Folder of a model package")
-        folder = qt.QFileDialog.getExistingDirectory(self._ui.browseButton, title, str(runs_folder()))
-        if folder:
-            self._on_chosen(str(folder))
+
+def _shortened(line: str) -> str:
+    """A model may have a hundred classes; the details list them all."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE].rpartition(', ')[0]} …"

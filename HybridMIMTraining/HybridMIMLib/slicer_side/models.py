@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
-from HybridMIMLib.data.model_description import ModelDescription, read_description
+from HybridMIMLib.config import user_path
+from HybridMIMLib.data.model_description import METADATA, ModelDescription, read_description
 from HybridMIMLib.data.model_store import all_models
 from HybridMIMLib.errors import ModelError
 
@@ -12,6 +14,40 @@ from HybridMIMLib.errors import ModelError
 def models() -> list[ModelDescription]:
     """The model packages of the workspace, those that were added and those of runs, newest first."""
     return all_models()
+
+
+def find_model(model: str | Path) -> ModelDescription:
+    """The model that a user means: a folder, a ``.zip``, or the name of one of :func:`models`, whatever its case.
+
+    Raises:
+        ModelError: there is none, several have the name, or it cannot be used; the message lists what there is.
+    """
+    text, there = str(model).strip(), models()
+    if not text:
+        raise ModelError("no model is named", cure=_what_there_is(text, [one.name for one in there]))
+    path = user_path(text)
+    if path.is_file() or (path / METADATA).is_file():
+        return read_description(path)
+    named = [one for one in there if one.name == text] or [
+        one for one in there if one.name.casefold() == text.casefold()
+    ]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        listed = "; ".join(f"{one.path} ({age(one)})" for one in named)
+        raise ModelError(f"{len(named)} models are called {text}: {listed}", cure="Give the folder of one.")
+    if path.exists() or len(path.parts) > 1:
+        # Says what is wrong with it.
+        return read_description(path)
+    raise ModelError(f"there is no model {text!r}", cure=_what_there_is(text, [one.name for one in there]))
+
+
+def channel_names(model: ModelDescription) -> tuple[str, ...]:
+    """What to call the channels of the scans that a model takes, in its order; each is called differently."""
+    names = model.channel_names
+    if len(names) == model.channels and len(set(names)) == len(names):
+        return names
+    return tuple(f"channel {number}" for number in range(model.channels))
 
 
 def model_name(folder: str | Path) -> str:
@@ -25,7 +61,8 @@ def model_name(folder: str | Path) -> str:
 def check_model(folder: str | Path) -> tuple[ModelDescription | None, str, str]:
     """A package, what it is in words, and why it cannot be used; what does not apply is None or empty."""
     if not folder:
-        return None, "", "Choose a model; if there is none, train one in the module HybridMIM Training."
+        cure = "if there is none, import one, or train one in the module HybridMIM Training."
+        return None, "", f"Choose a model; {cure}"
     try:
         model = read_description(Path(folder))
     except ModelError as error:
@@ -61,3 +98,11 @@ def mean_dice(model: ModelDescription) -> float | None:
     dice = model.provenance.get("validation_dice")
     value = dice.get("mean") if isinstance(dice, dict) else None
     return float(value) if isinstance(value, (int, float)) and value == value else None
+
+
+def _what_there_is(wanted: str, names: list[str]) -> str:
+    if not names:
+        return "None is there yet: train one in the module HybridMIM Training, or give the folder of a package."
+    near = get_close_matches(wanted, names, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Models are: {', '.join(sorted(set(names)))}."

@@ -13,10 +13,11 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from HybridMIMLib.slicer_side.jobs import FAILED, STOPPING, Job
+from HybridMIMLib.slicer_side.jobs import FAILED, STOPPING, Work
+from HybridMIMLib.slicer_side.progress import PHASES
 
 _INTERVAL = 200
-"""Milliseconds between two looks at a job."""
+"""Milliseconds between two looks at a job that a process does."""
 
 _LINES = 500
 """Of the log; more would slow the panel and nobody reads them."""
@@ -34,14 +35,21 @@ class JobPanel:
         ui: the widgets, as ``slicer.util.childWidgetVariables`` gives them.
         on_end: called with the job when it has ended; says what to tell the user.
         on_change: called when a job begins and when it has ended, e.g. to enable buttons.
+        interval: milliseconds between two looks; short where each look does a piece of the work.
     """
 
-    def __init__(self, ui: Any, on_end: Callable[[Job], str], on_change: Callable[[], None]) -> None:
-        self.job: Job | None = None
+    def __init__(
+        self,
+        ui: Any,
+        on_end: Callable[[Any], str],
+        on_change: Callable[[], None],
+        interval: int = _INTERVAL,
+    ) -> None:
+        self.job: Work | None = None
         self._ui, self._on_end, self._on_change = ui, on_end, on_change
-        self._shown = 0
+        self._shown, self._phase, self._cancel_tip = 0, "", ui.cancelButton.toolTip
         self._timer = qt.QTimer()
-        self._timer.interval = _INTERVAL
+        self._timer.interval = interval
         self._timer.connect("timeout()", self._look)
         ui.cancelButton.connect("clicked(bool)", self._cancel)
         ui.logTextEdit.maximumBlockCount = _LINES
@@ -61,12 +69,12 @@ class JobPanel:
         """Whether a job is at work."""
         return self.job is not None and not self.job.ended
 
-    def follow(self, job: Job) -> None:
+    def follow(self, job: Work) -> None:
         """Show a job until it ends."""
-        self.job, self._shown = job, 0
+        self.job, self._shown, self._phase = job, 0, ""
         self._ui.logTextEdit.clear()
         self.say("")
-        self._ui.cancelButton.enabled = True
+        self._allow_cancel("")
         for widget in (self._ui.statusLabel, self._ui.progressBar):
             widget.visible = True
         self._show(job)
@@ -104,7 +112,7 @@ class JobPanel:
         else:
             self._finish(job)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: Work) -> None:
         self._show_idle()
         if job.state == FAILED:
             # What a process printed is for those who look closer; the message has the cause and the cure.
@@ -117,10 +125,10 @@ class JobPanel:
     def _cancel(self) -> None:
         if self.job is not None:
             self.job.cancel()
-            self._ui.cancelButton.enabled = False
+            self._allow_cancel(_("It is stopping already."))
             self._show(self.job)
 
-    def _show(self, job: Job) -> None:
+    def _show(self, job: Work) -> None:
         progress = job.progress
         self._ui.statusLabel.text = _("Stopping…") if job.state == STOPPING else f"{progress.describe()} …"
         fraction = progress.fraction
@@ -128,13 +136,16 @@ class JobPanel:
         self._ui.progressBar.setRange(0, 0 if fraction is None else 1000)
         if fraction is not None:
             self._ui.progressBar.value = round(1000 * fraction)
+        if progress.phase not in ("", self._phase):
+            self._ui.logTextEdit.appendPlainText(PHASES.get(progress.phase, progress.phase))
+            self._phase = progress.phase
         for line in progress.lines[self._shown :]:
             self._ui.logTextEdit.appendPlainText(line)
         self._shown = len(progress.lines)
         if self._has_values:
             self._show_values(job)
 
-    def _show_values(self, job: Job) -> None:
+    def _show_values(self, job: Work) -> None:
         table, values = self._ui.valuesTable, job.progress.values
         table.visible = table.visible or bool(values)
         table.setRowCount(len(values))
@@ -146,8 +157,13 @@ class JobPanel:
                     table.setItem(row, column, item)
                 item.setText(text)
 
+    def _allow_cancel(self, reason: str) -> None:
+        """Enable Cancel, or say on it why it cannot be pressed."""
+        self._ui.cancelButton.enabled = not reason
+        self._ui.cancelButton.toolTip = reason or self._cancel_tip
+
     def _show_idle(self) -> None:
-        self._ui.cancelButton.enabled = False
+        self._allow_cancel(_("Nothing is at work."))
         for widget in (self._ui.statusLabel, self._ui.progressBar):
             widget.visible = False
 

@@ -152,6 +152,8 @@ def _new_logics() -> dict[str, Any]:
         "SubjectHierarchy": slicer.vtkSlicerSubjectHierarchyModuleLogic(),
         "Volumes": slicer.vtkSlicerVolumesLogic(),
         "Transforms": slicer.vtkSlicerTransformLogic(),
+        # Without this one there are no sequence browsers.
+        "Sequences": slicer.vtkSlicerSequencesLogic(),
         # Without this one, closed surfaces are silently refused.
         "Segmentations": slicer.vtkSlicerSegmentationsModuleLogic(),
     }

@@ -33,11 +33,12 @@ class SceneParameters(VTKObservationMixin):  # type: ignore[misc]
         scene = slicer.mrmlScene
         # While a scene changes, Slicer fills its node lists anew, which chooses nothing: a parameter that is still
         # connected would be unset by that. Bound again at once and not only when the panel is entered, because a
-        # job may be at work behind another module.
+        # job may be at work behind another module. Before all node lists, and after them, also those that the panel
+        # made later than this: a list that is filled after it was bound would unset what the new scene has.
         for event in (scene.StartCloseEvent, scene.StartImportEvent):
-            self.addObserver(scene, event, lambda caller, event: self.release())
+            self.addObserver(scene, event, lambda caller, event: self.release(), priority=1.0)
         for event in (scene.EndCloseEvent, scene.EndImportEvent):
-            self.addObserver(scene, event, lambda caller, event: self.bind())
+            self.addObserver(scene, event, lambda caller, event: self.bind(), priority=-1.0)
 
     def bind(self) -> None:
         """Bind the panel to the parameters of the scene as it is now."""

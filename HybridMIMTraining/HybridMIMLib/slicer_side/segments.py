@@ -26,7 +26,8 @@ from HybridMIMLib.errors import HybridMIMError, LabelError
 Node: TypeAlias = Any
 Scene: TypeAlias = Any
 
-_BINARY_LABELMAP = "Binary labelmap"
+BINARY_LABELMAP = "Binary labelmap"
+"""What Slicer calls the representation of a segment that is an image."""
 _TERMINOLOGY_TAG = "TerminologyEntry"
 
 
@@ -56,12 +57,12 @@ def volume_node(scene: Scene, array: np.ndarray, affine: np.ndarray, name: str) 
             f"{name}: a volume needs three axes, this array has the shape {array.shape}",
             cure="Give one channel of the scan as (D, H, W).",
         )
-    matrix = _vtk_matrix(affine, name)
+    matrix = vtk_matrix(affine, name)
     node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     node.SetIJKToRASMatrix(matrix)
     node.SetAndObserveImageData(fill_image(vtk.vtkImageData(), array))
     node.CreateDefaultDisplayNodes()
-    _join_subject_hierarchy(node, beside=None)
+    join_subject_hierarchy(node, beside=None)
     return node
 
 
@@ -87,7 +88,7 @@ def segmentation_node(
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
     _add_segments(node.GetSegmentation(), _label_image(labels, volume_node), classes)
     node.CreateDefaultDisplayNodes()
-    _join_subject_hierarchy(node, beside=volume_node)
+    join_subject_hierarchy(node, beside=volume_node)
     return node
 
 
@@ -144,7 +145,12 @@ def image_array(image: Any) -> np.ndarray:
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(dimensions[::-1]).transpose(2, 1, 0)
 
 
-def _vtk_matrix(affine: np.ndarray, name: str) -> Any:
+def vtk_matrix(affine: np.ndarray, name: str) -> Any:
+    """A ``vtkMatrix4x4`` of an affine.
+
+    Raises:
+        HybridMIMError: it has no inverse.
+    """
     affine = np.asarray(affine, dtype=float)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise HybridMIMError(
@@ -182,16 +188,43 @@ def _label_image(labels: np.ndarray, volume: Node) -> Any:
 
 
 def _add_segments(segmentation: Any, image: Any, classes: Sequence[LabelClass]) -> None:
-    segmentation.SetSourceRepresentationName(_BINARY_LABELMAP)
+    segmentation.SetSourceRepresentationName(BINARY_LABELMAP)
     for label_class in classes:
-        segment = slicer.vtkSegment()
-        segment.SetName(label_class.name)
-        segment.SetColor(*label_class.color)
-        if label_class.terminology:
-            segment.SetTag(_TERMINOLOGY_TAG, label_class.terminology)
-        segment.SetLabelValue(label_class.label)
-        segment.AddRepresentation(_BINARY_LABELMAP, image)
-        segmentation.AddSegment(segment, segment_id(label_class))
+        segmentation.AddSegment(make_segment(label_class, image, label_class.label), segment_id(label_class))
+
+
+def make_segment(label_class: LabelClass, image: Any, value: int) -> Any:
+    """A ``vtkSegment`` that looks as its class does.
+
+    Args:
+        image: ``vtkOrientedImageData``, which it shares with others.
+        value: of its voxels in the image.
+    """
+    segment = slicer.vtkSegment()
+    segment.SetName(label_class.name)
+    segment.SetColor(*label_class.color)
+    if label_class.terminology:
+        segment.SetTag(_TERMINOLOGY_TAG, label_class.terminology)
+    segment.SetLabelValue(value)
+    segment.AddRepresentation(BINARY_LABELMAP, image)
+    return segment
+
+
+def oriented_image(first: tuple[int, int, int], shape: Sequence[int], scalars: Any, grid: np.ndarray) -> Any:
+    """A ``vtkOrientedImageData`` that begins at a voxel of a grid; nothing is copied.
+
+    Args:
+        first: voxel (i, j, k).
+        shape: (K, J, I); with a 0 in it, an image without voxels.
+        scalars: VTK array, i running fastest.
+        grid: 4x4, mm, voxel -> RAS of the whole grid.
+    """
+    image = slicer.vtkOrientedImageData()
+    image.SetExtent(*(end for axis in range(3) for end in (first[axis], first[axis] + shape[2 - axis] - 1)))
+    if all(shape):
+        image.GetPointData().SetScalars(scalars)
+    image.SetImageToWorldMatrix(vtk_matrix(grid, "image"))
+    return image
 
 
 def _check_labels(labels: np.ndarray, volume: Node, classes: Sequence[LabelClass], name: str) -> None:
@@ -215,7 +248,7 @@ def _check_labels(labels: np.ndarray, volume: Node, classes: Sequence[LabelClass
         )
 
 
-def _join_subject_hierarchy(node: Node, beside: Node | None) -> None:
+def join_subject_hierarchy(node: Node, beside: Node | None) -> None:
     """List the node in the scene's data tree, beside another one if given.
 
     Slicer's window does this by itself through Qt plug-ins; without Qt nobody does.

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from HybridMIMLib.slicer_side.child import Child, last_lines, library_command
-from HybridMIMLib.worker_protocol import LAST_EVENTS, encode
+from HybridMIMLib.slicer_side.jobs import why_it_died
+from HybridMIMLib.worker_protocol import LAST_EVENTS, MOST_BYTES, encode
 
 Answer = dict[str, Any]
-_KILLED = (-9, 137)
-"""Exit codes of a process that was ended from outside."""
-_SECONDS_TO_EXIT = 0.2
+_SECONDS_TO_TELL = 0.02
 
 
 class WorkerClient:
@@ -64,6 +63,11 @@ class WorkerClient:
         """Whether it can be asked."""
         return not self._is_over and self._child.running
 
+    @property
+    def pid(self) -> int:
+        """Number of its process."""
+        return self._child.pid
+
     def request(self, command: str, **content: Any) -> int:
         """Ask for something; returns the id that the answers will have.
 
@@ -87,11 +91,19 @@ class WorkerClient:
             self.open.clear()
         return found
 
-    def close(self) -> None:
-        """End it, and wait for that; what is at work is cancelled."""
+    def end(self) -> None:
+        """Have it end, without waiting; what is at work is cancelled."""
         with suppress(OSError):
             # The end of its standard input is the end of it.
             self._requests.close()
+
+    def kill(self) -> None:
+        """End it and all that it started, now; waits a moment for that."""
+        self._child.kill()
+
+    def close(self) -> None:
+        """End it, and wait for that; what is at work is cancelled."""
+        self.end()
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(self.SECONDS_TO_END)
         self._child.kill()
@@ -102,29 +114,24 @@ class WorkerClient:
             if not line:
                 self._is_over = True
                 return
-            with suppress(ValueError):
+            # Whatever is no answer is passed over: what it prints goes to the log, but a library may know better.
+            with suppress(ValueError, RecursionError):
                 answer = json.loads(line)
                 if isinstance(answer, dict):
                     yield answer
 
     def _lost(self, id_: int) -> Answer:
-        said = " ".join(last_lines(self.log, 3, self._child.log_begins))
+        # What it printed is read once the pipe is closed, a moment before the system tells how it ended.
         with suppress(subprocess.TimeoutExpired):
-            # Its last line came a moment before its exit code.
-            self._child.wait(_SECONDS_TO_EXIT)
-        killed = self._child.exit_code in _KILLED
-        how = "was killed by the system, most often because memory ran out" if killed else "has ended"
-        return {
-            "id": id_,
-            "event": "failed",
-            "message": f"The process that segments {how}{f' ({said})' if said else ''}",
-            "cure": f"{'Close other programs, then start' if killed else 'Start'} it again; {self.log} tells more.",
-        }
+            self._child.wait(_SECONDS_TO_TELL)
+        said = last_lines(self.log, 4, self._child.log_begins)
+        error = why_it_died(self._child.exit_code, said, f"Start it again; {self.log} tells more.")
+        return {"id": id_, "event": "failed", "message": error.message, "cure": error.cure}
 
 
 def _read(answers: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
-    """Lines as they come; an empty one at the end."""
+    """Lines as they come; an empty one at the end. One that is too long comes in parts, which are no answers."""
     with suppress(OSError, ValueError):
-        for line in answers:
+        while line := answers.readline(MOST_BYTES):
             lines.put(line)
     lines.put(b"")

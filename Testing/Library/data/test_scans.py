@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import os
 from pathlib import Path
 
 import nibabel
@@ -617,6 +618,22 @@ def test_segmentations_of_slicer(shared_data: Path) -> None:
 
 
 # --- writing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limits of file sizes there")
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii.gz"])
+@pytest.mark.parametrize("limit", [100, 2000, 5000])
+def test_a_file_that_was_cut_short_by_a_full_disk_is_not_kept(tmp_path: Path, suffix: str, limit: int) -> None:
+    import resource
+
+    noise = np.random.default_rng(0).integers(0, 255, (20, 20, 20)).astype(np.uint8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(DiskError, match="disk is full"):
+            write_label_map(tmp_path / f"labels{suffix}", noise, Grid(noise.shape, OBLIQUE))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])

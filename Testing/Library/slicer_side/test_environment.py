@@ -14,9 +14,25 @@ pytest.importorskip("slicer", reason="needs slicer-core")
 
 import slicer
 
-from HybridMIMLib.errors import HybridMIMError
+from HybridMIMLib.errors import DiskError, HybridMIMError
 from HybridMIMLib.slicer_side import environment
-from HybridMIMLib.slicer_side.environment import constraints, install_packages, missing_packages, requirements
+from HybridMIMLib.slicer_side.environment import (
+    Package,
+    constraints,
+    install_packages,
+    missing_packages,
+    packages,
+    requirements,
+    size_of,
+)
+from HybridMIMLib.slicer_side.installed import log_lines, ours
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the list and the log of what was installed are kept."""
+    monkeypatch.setenv("HYBRIDMIM_WORKSPACE", str(tmp_path / "workspace"))
+    return tmp_path / "workspace"
 
 
 @pytest.fixture
@@ -101,6 +117,7 @@ def test_who_declines_gets_nothing(monkeypatch: pytest.MonkeyPatch, installed: l
     with pytest.raises(HybridMIMError, match="missing: monai. Press the button again and agree"):
         install_packages(["monai"])
     assert installed == []
+    assert log_lines()[-1].endswith("declined to install monai")
 
 
 def test_without_the_extension_its_name_is_told(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +135,68 @@ def test_a_failure_of_pip_is_an_error_with_a_cure(
     monkeypatch.setattr(slicer.packaging, "pip_ensure", fail)
     with pytest.raises(HybridMIMError, match=r"could not be installed \(no network\). Check the connection"):
         install_packages(["monai"])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<urlopen error [Errno -3] Temporary failure in name resolution>",
+        "HTTPSConnectionPool: Max retries exceeded (Caused by NewConnectionError('…'))",
+        "[Errno 11001] getaddrinfo failed",
+    ],
+)
+def test_without_a_connection_that_is_told(
+    asked: list[str], installed: object, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(slicer.packaging, "pip_ensure", fail)
+    with pytest.raises(HybridMIMError, match="no connection to the internet. Connect this computer"):
+        install_packages(["monai"])
+    assert "no connection" in log_lines()[-1]
+
+
+def test_too_little_room_is_told_before_anything_is_asked(
+    asked: list[str], installed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=50e6))
+    with pytest.raises(DiskError, match="50 MB are free, and the packages need about 915 MB. Free some space"):
+        install_packages(["torch>=2.6", "monai>=1.5"])
+    assert asked == [] and installed == []
+
+
+def test_what_came_with_an_installation_is_ours_even_if_it_failed_half_way(
+    asked: list[str], installed: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"numpy": "2.0", "einops": "0.7"}
+    monkeypatch.setattr("HybridMIMLib.slicer_side.installed.installed_versions", lambda: dict(there))
+
+    def half(*_: object, **__: object) -> None:
+        there.update(monai="1.6", einops="0.8", helper="3")
+        raise RuntimeError("the rest failed")
+
+    monkeypatch.setattr(slicer.packaging, "pip_ensure", half)
+    with pytest.raises(HybridMIMError, match="the rest failed"):
+        install_packages(["monai", "einops>=0.8"])
+    assert ours() == {"monai": "1.6", "helper": "3"}, "numpy and einops were there before"
+    assert any("changed einops from 0.7 to 0.8" in line for line in log_lines())
+
+
+def test_the_state_of_each_package_is_known_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "requirements.txt"
+    listed.write_text("numpy>=1\nnumpy>=999\nno-such-package-anywhere\n")
+    monkeypatch.setattr(environment, "REQUIREMENTS", listed)
+    version = metadata.version("numpy")
+    assert packages() == [
+        Package("numpy", ">=1", version, "ready"),
+        Package("numpy", ">=999", version, "other version"),
+        Package("no-such-package-anywhere", "", "", "missing"),
+    ]
+
+
+def test_sizes_in_words() -> None:
+    assert size_of(["einops", "monai>=1.5"]) == "about 16 MB"
+    assert size_of(["scipy", "torch>=2.6"]) == "about 1.0 GB; with a graphics card of NVIDIA up to 5 GB"

@@ -9,8 +9,9 @@ from small_runs import save_threshold_model
 
 from HybridMIMLib.data.model_description import read_description
 from HybridMIMLib.data.model_store import add
+from HybridMIMLib.errors import ModelError
 from HybridMIMLib.runs import runs_folder
-from HybridMIMLib.slicer_side.models import check_model, describe, model_name, models
+from HybridMIMLib.slicer_side.models import check_model, describe, find_model, model_name, models
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_what_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert check_model("") == (
         None,
         "",
-        "Choose a model; if there is none, train one in the module HybridMIM Training.",
+        "Choose a model; if there is none, import one, or train one in the module HybridMIM Training.",
     )
     model, about, problem = check_model(tmp_path / "gone")
     assert model is None and about == "" and "gone: is not a model package" in problem
@@ -50,3 +51,32 @@ def test_what_cannot_be_used_says_why(tmp_path: Path) -> None:
     folder = save_threshold_model(tmp_path / "model")
     (folder / "models" / "model.safetensors").unlink()
     assert "model.safetensors" in check_model(folder)[2]
+
+
+def test_a_model_is_found_by_name_or_path(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match=r"no model 'liver'\. None is there yet"):
+        find_model("liver")
+    trained = save_threshold_model(workspace / "runs" / "a" / "fine-tuning" / "model", "Löffel")
+    added, _ = add(save_threshold_model(tmp_path / "given", "Gabel"))
+    assert find_model("Löffel").path == find_model("löffel").path == find_model(trained).path == trained
+    assert find_model(" gabel ").path == added.path
+    assert find_model(str(tmp_path / "given")).name == "Gabel"
+    with pytest.raises(ModelError, match=r"Did you mean 'Gabel'\? Models are: Gabel, Löffel"):
+        find_model("Gabe")
+    with pytest.raises(ModelError, match="no model is named"):
+        find_model(" ")
+    # A folder of that name, in which Slicer happens to run, is not meant.
+    (tmp_path / "Gabel").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_model("Gabel").path == added.path
+    with pytest.raises(ModelError, match="gone: is not a model package"):
+        find_model(tmp_path / "gone")
+
+
+def test_a_name_of_two_models_is_not_guessed(workspace: Path) -> None:
+    folders = [save_threshold_model(workspace / "runs" / run / "model", "Löffel") for run in ("a", "b")]
+    with pytest.raises(ModelError, match="2 models are called Löffel") as caught:
+        find_model("Löffel")
+    assert all(str(folder) in caught.value.message for folder in folders)
+    save_threshold_model(workspace / "runs" / "c" / "model", "löffel")
+    assert find_model("löffel").path.parent.name == "c", "the exact name counts first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +49,21 @@ def test_a_worker_that_dies_fails_what_it_was_asked_and_will_be_asked(tmp_path: 
     id_ = client.request("status")
     (answer,) = until(client, lambda found: len(found) > 0)
     assert (answer["id"], answer["event"]) == (id_, "failed")
-    assert "memory ran out (the last words)" in answer["message"] and "Close other" in answer["cure"]
-    assert str(tmp_path / "log.txt") in answer["cure"]
+    assert "was killed by the system, most often because memory ran out" in answer["message"]
     again = client.request("status")
     assert [one["id"] for one in until(client, lambda found: len(found) > 0)] == [again]
     assert not client.open and not client.running
+    client.close()
+
+
+def test_the_last_words_of_a_worker_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys; print('the last words', file=sys.stderr); sys.exit(5)"
+    monkeypatch.setattr(worker_client, "library_command", lambda *_: [sys.executable, "-c", program])
+    client = WorkerClient(tmp_path / "log.txt")
+    client.request("status")
+    (answer,) = until(client, lambda found: len(found) > 0)
+    assert "exit code 5" in answer["message"] and "the last words" in answer["message"]
+    assert str(tmp_path / "log.txt") in answer["cure"]
     client.close()
 
 

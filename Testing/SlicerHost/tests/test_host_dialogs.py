@@ -132,6 +132,17 @@ def test_nobody_chooses_what_is_not_there(tmp_path: Path, kind: str, name: str) 
         getattr(qt.QFileDialog, name)(None, "Choose")
 
 
+def test_what_is_opened_on_the_desktop_is_announced_too(tmp_path: Path) -> None:
+    dialogs.announce("desktop", True)
+    assert qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(tmp_path))) is True
+    assert dialogs.shown() == [str(tmp_path)]
+    with pytest.raises(AssertionError, match="did not announce"):
+        qt.QDesktopServices.openUrl(qt.QUrl("https://example.org/page"))
+    dialogs.announce("desktop", True)
+    with pytest.raises(AssertionError, match="not there"):
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(tmp_path / "gone")))
+
+
 def test_a_dialog_of_one_s_own_is_used_by_the_test() -> None:
     dialog = qt.QDialog()
     dialog.windowTitle = "Settings"
