@@ -272,7 +272,7 @@ def test_volumes_and_dice_are_shown_and_measured_again(
     # Voxels of 1 mm.
     assert cells(panel) == [
         ["Bright", f"{voxels / 1000:.3f}", str(voxels), "1.000"],
-        ["Never", "0.000", "0", "1.000"],
+        ["Never", "0.000", "0", "–"],
     ]
     assert titles(panel)[-1] == "Dice"
     # A correction by hand: all of the scan is bright.
@@ -439,7 +439,7 @@ def test_what_is_wrong_with_a_package_is_told(host: Host, panel: Any, tmp_path: 
     wait(host, panel)
     assert "metadata.json" in damaged and "color" in panel.ui.messageLabel.styleSheet
     assert "another model is called 'Given' already" in same_name and "Remove that one first" in same_name
-    assert "is not a HybridMIM model package" in panel.ui.messageLabel.text
+    assert "is not a model package" in panel.ui.messageLabel.text
     assert panel.ui.modelComboBox.count == 2 and panel.ui.modelComboBox.currentText == "Given"
 
 
