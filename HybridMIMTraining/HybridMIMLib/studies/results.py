@@ -56,7 +56,7 @@ def write_results(
     verdicts = _verdicts(figures, expected)
     paths = {name: folder / file for name, file in (("json", "study.json"), ("cells", "cells.csv"),
                                                     ("cases", "cases.csv"), ("report", "report.html"))}  # fmt: skip
-    spent = [{"arm": one.arm.name, "seed": one.seed, "steps": steps, "seconds": round(seconds, 1)}
+    spent = [{"arm": one.arm.name, "seed": one.seed, "steps": steps, "seconds": round(seconds, 3)}
              for one, seconds in costs]  # fmt: skip
     result = {
         "verdicts": verdicts,

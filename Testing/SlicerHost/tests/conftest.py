@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from SlicerHost import problems
 from SlicerHost.fixtures import host
 
 __all__ = ["host"]
+
+
+@pytest.fixture(autouse=True)
+def no_problems_of_before() -> None:
+    """What tests of other files in this process met is not this one's fault."""
+    problems.take()
+
 
 SOURCE = """
 import enum
