@@ -129,3 +129,16 @@ def save_threshold_model(
     provenance = {"labelled_scans": 4, "validation_dice": {"mean": 0.5}, "trained": "2026-01-02T03:04:05+00:00"}
     ModelPackage(network, settings, plan, classes, provenance, name).save(folder)
     return folder
+
+
+def has_ended(pid: int, seconds: float = 2) -> bool:
+    """Whether a process is gone within so many seconds: a killed one takes a moment."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False

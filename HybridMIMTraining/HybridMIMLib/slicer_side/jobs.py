@@ -100,34 +100,25 @@ class Work:
         return self.result
 
 
-class Job(Work):
-    """One command at work in its run folder; ``result`` is what ``result.json`` has.
+class ProcessWork(Work):
+    """Work of a process of its own.
 
     Args:
-        folder: its run folder.
+        folder: as in :class:`Work`.
         process: that does the work.
-        events: reads ``events.jsonl`` of the folder.
     """
 
-    def __init__(self, folder: Path, process: Process, events: EventReader) -> None:
+    def __init__(self, folder: Path, process: Process) -> None:
         super().__init__(folder)
-        self._process, self._events = process, events
-
-    @property
-    def log(self) -> Path:
-        """What the process printed."""
-        return self.folder / LOG
+        self._process = process
 
     def update(self) -> bool:
-        """Take in what happened since the last call; returns whether the job goes on."""
+        """Take in what happened since the last call; returns whether it goes on."""
         if self.ended:
             return False
-        # Asked before the events are read: those that came before the end are then there for sure.
+        # Asked before what it told is read: what came before the end is then there for sure.
         running = self._process.running
-        # A network drive that is gone for a moment is there again at the next look.
-        with suppress(OSError):
-            for event in self._events.read():
-                self.progress.take(event)
+        self._listen()
         if not running:
             self._end()
         elif self._asked and time.monotonic() - self._asked > self.SECONDS_TO_END:
@@ -146,6 +137,39 @@ class Job(Work):
             self._asked = self._asked or time.monotonic()
             self._process.kill()
             self.update()
+
+    def _listen(self) -> None:
+        """Take in what it told."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """It has ended: set the state and the message."""
+        raise NotImplementedError
+
+
+class Job(ProcessWork):
+    """One command at work in its run folder; ``result`` is what ``result.json`` has.
+
+    Args:
+        folder: its run folder.
+        process: that does the work.
+        events: reads ``events.jsonl`` of the folder.
+    """
+
+    def __init__(self, folder: Path, process: Process, events: EventReader) -> None:
+        super().__init__(folder, process)
+        self._events = events
+
+    @property
+    def log(self) -> Path:
+        """What the process printed."""
+        return self.folder / LOG
+
+    def _listen(self) -> None:
+        # A network drive that is gone for a moment is there again at the next look.
+        with suppress(OSError):
+            for event in self._events.read():
+                self.progress.take(event)
 
     def _end(self) -> None:
         # What an earlier attempt in this folder printed is over.

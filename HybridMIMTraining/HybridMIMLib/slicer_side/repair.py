@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -34,7 +33,7 @@ from HybridMIMLib.slicer_side.batch import BatchTable
 from HybridMIMLib.slicer_side.child import Child, last_lines, python_executable
 from HybridMIMLib.slicer_side.environment import OFFLINE_CURE, SHIPPED, constraints, is_offline, packages
 from HybridMIMLib.slicer_side.job_folder import JobFolder
-from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, LOG, STOPPED, STOPPING, Job, Work, why_it_died
+from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, LOG, STOPPED, Job, ProcessWork, why_it_died
 
 _MODULE = "HybridMIMLib.slicer_side.import_check"
 
@@ -81,7 +80,7 @@ class PackageCheck(Job):
         self._temporary.remove()
 
 
-class PipWork(Work):
+class PipWork(ProcessWork):
     """pip at work.
 
     Args:
@@ -94,43 +93,21 @@ class PipWork(Work):
     """
 
     def __init__(self, arguments: Sequence[str], what: str, on_end: Callable[[], str]) -> None:
-        super().__init__(installed.log_file().parent)
         self._before, self._on_end = installed.installed_versions(), on_end
         installed.note(what)
+        super().__init__(installed.log_file().parent, Child([*pip_command(), *arguments], installed.log_file()))
         self.progress.take({"kind": "phase", "phase": what, "step": 0, "steps": 1})
-        self._process = Child([*pip_command(), *arguments], installed.log_file())
-        self._told = 0
+        self._lines: list[str] = []
 
-    def update(self) -> bool:
-        """Take in what pip said since the last call; returns whether it goes on."""
-        if self.ended:
-            return False
-        running = self._process.running
-        lines = last_lines(installed.log_file(), 10_000, self._process.log_begins)
-        for line in lines[self._told :]:
+    def _listen(self) -> None:
+        before = len(self._lines)
+        self._lines = last_lines(installed.log_file(), 10_000, self._process.log_begins)
+        for line in self._lines[before:]:
             self.progress.take({"kind": "message", "message": line})
-        self._told = len(lines)
-        if not running:
-            self._end(lines)
-        elif self._asked and time.monotonic() - self._asked > self.SECONDS_TO_END:
-            self._process.kill()
-        return not self.ended
 
-    def cancel(self) -> None:
-        """Ask pip to end. What it has done by then is done; the list of what is ours follows it."""
-        if not self.ended and not self._asked:
-            self.state, self._asked = STOPPING, time.monotonic()
-            self._process.ask_to_end()
-
-    def kill(self) -> None:
-        """End it now."""
-        if not self.ended:
-            self._asked = self._asked or time.monotonic()
-            self._process.kill()
-            self.update()
-
-    def _end(self, lines: Sequence[str]) -> None:
-        self.said = list(lines[-20:])
+    def _end(self) -> None:
+        """What it has done is done, also if it was stopped; the list of what is ours follows it."""
+        self.said = self._lines[-20:]
         code = self._process.exit_code
         try:
             installed.note_change(self._before, installed.installed_versions())
@@ -139,7 +116,7 @@ class PipWork(Work):
             elif self._asked:
                 self.message, self.state = "Stopped.", STOPPED
             else:
-                raise _why_pip_failed(code, lines)
+                raise _why_pip_failed(code, self._lines)
         except HybridMIMError as error:
             self.message, self.state = str(error), FAILED
         installed.note(self.message)

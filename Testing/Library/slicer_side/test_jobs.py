@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import finish, tiny_options
+from small_runs import finish, has_ended, tiny_options
 
 from HybridMIMLib.config import Run
 from HybridMIMLib.errors import RunError
@@ -273,19 +273,6 @@ def wait_for_pid(file: Path) -> int:
     while not (file.exists() and file.read_text()):
         time.sleep(0.01)
     return int(file.read_text())
-
-
-def has_ended(pid: int) -> bool:
-    """Within two seconds: a killed process takes a moment."""
-    end = time.monotonic() + 2
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_behind_a_launcher_a_cancelled_one_may_tidy_up(tmp_path: Path, launched) -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("slicer", reason="needs slicer-core")
 import slicer
 import vtk
 import vtk.util.numpy_support
-from small_runs import UNICODE_NAME, save_threshold_model
+from small_runs import UNICODE_NAME, has_ended, save_threshold_model
 
 from HybridMIMLib.data.model_description import ModelDescription, read_description
 from HybridMIMLib.errors import DataError, HybridMIMError, ModelError, RunError, SettingsError
@@ -123,19 +123,6 @@ def until(job: SegmentationJob, is_so: Callable[[], bool], seconds: float = 60) 
 
 def asked(job: SegmentationJob) -> bool:
     return job._is_open
-
-
-def dead(pid: int) -> bool:
-    """Within five seconds."""
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.mark.parametrize("kind", AFFINES)
@@ -385,7 +372,7 @@ def test_a_worker_that_does_not_obey_is_killed(
         longest = max(longest, time.monotonic() - look)
         time.sleep(0.01)
     assert job.state == STOPPED and 0.25 < time.monotonic() - began < 4 and longest < 0.2
-    assert pid is not None and dead(pid) and dead(child) and leftovers(temporary) == []
+    assert pid is not None and has_ended(pid, 5) and has_ended(child, 5) and leftovers(temporary) == []
 
 
 def test_killed_it_is_over_at_once(held: HeadlessScene, model: ModelDescription, temporary: Path) -> None:
@@ -682,7 +669,7 @@ def test_the_worker_ends_with_the_process_and_leaves_nothing(tmp_path: Path, mod
         done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
         pid, _, loaded = done.stdout.strip().partition(" ")
         assert loaded == "[]", done.stderr
-        assert dead(int(pid))
+        assert has_ended(int(pid), 5)
     # What the killed one left was removed by the next.
     assert [one for one in (tmp_path / UNICODE_NAME).iterdir() if "scene" not in one.name] == []
     assert list((workspace / "worker").iterdir()) == []
