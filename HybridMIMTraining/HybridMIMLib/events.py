@@ -4,12 +4,15 @@ The terminal's bar and the panels read nothing else. Fields of an event, each on
 
 =============  ==========================================================================================
 time           seconds since 1970
-kind           ``phase`` (one begins), ``progress``, ``message``, ``cases``, ``case``, ``end``
+kind           ``plan``, ``phase`` (one begins), ``progress``, ``message``, ``cases``, ``case``, ``end``
 phase          prepare, pretrain, finetune, segment …
 step, steps    how far, of how many; half way through the second of three long steps is 1.5 of 3
 seconds_left   until the end of this phase, estimated
 losses         name → value
-metrics        name → value
+metrics        name → value; an accuracy of a head, ``NAME_accuracy``, beside its ``NAME_chance``
+memory         now and then, in bytes: ``process``, and of a GPU ``gpu`` (of the run), ``gpu_used`` (of all programs),
+               ``gpu_total``
+phases         of ``plan``: pairs of name and steps, the trainings to come in their order; a later plan replaces it
 message        a sentence; ``level`` is ``info`` or ``warning``
 outcome        of ``end``: ``finished``, ``stopped``, ``failed``
 cases          of ``cases``, which lists all: ``name``, ``scan`` (file) and ``state`` of each
@@ -77,6 +80,10 @@ class EventLog:
         """Tell what has become of a case."""
         self.write("case", case=name, state=state, **({"message": reason} if reason else {}))
 
+    def plan(self, phases: Iterable[tuple[str, int]]) -> None:
+        """Tell which trainings are to come, each with its steps, so that the time of the whole can be estimated."""
+        self.write("plan", phases=[list(one) for one in phases])
+
     def phase(self, name: str, steps: int, done: int = 0) -> Phase:
         """Begin a phase of ``steps`` steps, of which ``done`` were done by an earlier, interrupted run."""
         return Phase(self, name, steps, done)
@@ -98,13 +105,18 @@ class Phase:
         return step >= self.steps or time.monotonic() - self._last >= self.SECONDS_BETWEEN
 
     def progress(
-        self, step: float, losses: Mapping[str, float] | None = None, metrics: Mapping[str, float] | None = None
+        self,
+        step: float,
+        losses: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        memory: Mapping[str, int] | None = None,
+        always: bool = False,
     ) -> None:
         """Report that ``step`` steps are done, which need not be a whole number where a step takes long.
 
-        Events with metrics are always written, others when due.
+        Events with metrics, and those that ``always`` matter, are always written, others when due.
         """
-        if metrics is None and not self.due(step):
+        if metrics is None and not always and not self.due(step):
             return
         self._last = time.monotonic()
         content: Event = {"phase": self.name, "step": step, "steps": self.steps}
@@ -115,6 +127,8 @@ class Phase:
             content["losses"] = {name: float(value) for name, value in losses.items()}
         if metrics:
             content["metrics"] = {name: float(value) for name, value in metrics.items()}
+        if memory:
+            content["memory"] = dict(memory)
         self._log.write("progress", **content)
 
 
@@ -127,17 +141,29 @@ def _end_torn_line(handle: BinaryIO) -> bytes:
 
 
 class EventReader:
-    """Reads the events that were added to a file since the last call; a half-written last line waits."""
+    """Reads the events that were added to a file since the last call; a half-written last line waits.
+
+    A file that was cut short, or replaced by another, is read anew from its beginning.
+
+    Attributes:
+        beginnings: how often that was.
+    """
 
     def __init__(self, path: Path, from_end: bool = False) -> None:
         self.path = path
+        self.beginnings = 0
         self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._file: tuple[int, int] | None = None
 
     def read(self) -> Iterator[Event]:
-        """The new events. A line that is not JSON (a torn write) is passed over."""
+        """The new events. A line that is not JSON (a torn write) is passed over.
+
+        Whoever takes some of them and no more gets the others at the next call.
+        """
         if not self.path.exists():
             return
         with open(self.path, "rb") as handle:
+            self._see_whether_it_is_another(os.fstat(handle.fileno()))
             handle.seek(self._offset)
             for line in handle:
                 if not line.endswith(b"\n"):
@@ -145,10 +171,17 @@ class EventReader:
                 self._offset += len(line)
                 try:
                     event = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(event, dict):
                     yield event
+
+    def _see_whether_it_is_another(self, about: os.stat_result) -> None:
+        file = (about.st_dev, about.st_ino)
+        if about.st_size < self._offset or (self._file is not None and file != self._file):
+            self._offset = 0
+            self.beginnings += 1
+        self._file = file
 
 
 def duration(seconds: float) -> str:

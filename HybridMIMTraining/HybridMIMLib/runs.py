@@ -4,7 +4,9 @@
 ``run.yaml``          the settings; any command accepts them back with ``--config``
 ``about.json``        the command, versions of everything, the machine, when it began
 ``events.jsonl``      what happened (:mod:`HybridMIMLib.events`)
-``run.pid``           process that works on it now, and when that began; ``heartbeat`` is touched while it lives
+``run.pid``           process that works on it now, when that began, and on which machine; ``heartbeat`` is touched
+                      while it lives
+``stop``              asks the process named in it to keep what it has done and end (:func:`ask_to_stop`)
 ``log.txt``           what the process printed; written by whoever started it, before the run begins
 ``checkpoint.pt``     where to continue (tensors and numbers alone)
 ``result.json``       written last: the run is finished, and what it made
@@ -15,8 +17,10 @@ A run that was stopped, killed or failed is continued by the same command on the
 
 from __future__ import annotations
 
+import _thread
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -59,12 +63,14 @@ COMMAND = "command"
 """How ``run.pid`` marks a process that was started as ``python -m HybridMIMLib …``."""
 
 _SECONDS_BETWEEN_BEATS, _SECONDS_WITHOUT_BEAT = 5.0, 60.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+_STOP = "stop"
 _QUERY, _STILL_ACTIVE = 0x1000, 259
 
 _INPUTS = ("split.json", "folds.json", "scans.json")
 _MADE_NOTHING = {
     *("run.yaml", "about.json", "events.jsonl", "heartbeat", "run.pid", "log.txt", "plan.json", "plan.yaml"),
-    *("batch.json", "precision.json", "store", "probe", "estimate.json"),
+    *("batch.json", "precision.json", "store", "probe", "estimate.json", _STOP),
     *_INPUTS,
 }
 """What a run folder holds before there is anything to continue from; the store fits by itself or is made anew."""
@@ -128,9 +134,13 @@ class RunFolder:
         kind = COMMAND if _is_command() else "library"
         with disk_errors(self.path / "heartbeat"):
             (self.path / "heartbeat").touch()
-        write_text(self.path / "run.pid", f"{os.getpid()}\n{_start_of(os.getpid())}\n{kind}\n")
+        told = (str(os.getpid()), _start_of(os.getpid()), kind, socket.gethostname())
+        write_text(self.path / "run.pid", "".join(f"{line}\n" for line in told))
         ended = threading.Event()
         threading.Thread(target=self._beat, args=(ended,), daemon=True).start()
+        if kind == COMMAND:
+            # A Python session in which somebody called the library is not ours to end.
+            threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
         try:
             yield self.events
         except KeyboardInterrupt:
@@ -146,7 +156,8 @@ class RunFolder:
             self._end("finished", f"done: {self.path}")
         finally:
             ended.set()
-            (self.path / "run.pid").unlink(missing_ok=True)
+            for name in ("run.pid", _STOP):
+                (self.path / name).unlink(missing_ok=True)
 
     def reopen(self) -> None:
         """From here on the run is unfinished again: what an earlier call made is about to be replaced.
@@ -179,6 +190,12 @@ class RunFolder:
                 cure="Wait for it, stop it, or choose another --output. If that process is something else, remove "
                 "the file run.pid there.",
             )
+        machine = other_machine(self.path)
+        if machine is not None:
+            raise RunError(
+                f"{self.path}: the machine {machine} is working on this run",
+                cure="Wait for it, stop it there, or choose another --output.",
+            )
         if there <= _MADE_NOTHING:
             # An attempt that failed before it made anything, a wrong path say, must not be in the way.
             for name in ("run.yaml", *_INPUTS):
@@ -206,6 +223,13 @@ class RunFolder:
             # A disk that is full for the moment must not end this thread; the run itself tells of it.
             with suppress(OSError):
                 (self.path / "heartbeat").touch()
+
+    def _watch(self, ended: threading.Event) -> None:
+        """End this process as Ctrl+C does when somebody asks for it."""
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            if _asked_to_stop(self.path) == os.getpid():
+                _interrupt()
+                return
 
     def _end(self, outcome: str, message: str) -> None:
         try:
@@ -276,9 +300,15 @@ def read_result(file: Path, cure: str) -> Any:
 
 def save_settings(path: Path, settings: Run) -> None:
     """Write settings as YAML."""
+    write_text(path, settings_text(settings))
+
+
+def settings_text(settings: Run) -> str:
+    """Settings as YAML."""
     import yaml
 
-    write_text(path, yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True))
+    text: str = yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def load_settings(path: Path) -> Run:
@@ -318,6 +348,18 @@ def living_owner(path: Path) -> int | None:
     return number if _beats(path / "heartbeat") else None
 
 
+def other_machine(path: Path) -> str | None:
+    """Name of another machine that works on the run in ``path``, on a drive that both use, or None.
+
+    Its processes cannot be looked at from here; a heart that beats tells.
+    """
+    try:
+        machine = (path / "run.pid").read_text().split("\n")[3]
+    except (OSError, ValueError, IndexError):
+        return None
+    return machine if machine not in ("", socket.gethostname()) and _beats(path / "heartbeat") else None
+
+
 def is_command(path: Path) -> bool:
     """Whether the owner of a run is a command of ours, which may be asked to end.
 
@@ -327,6 +369,47 @@ def is_command(path: Path) -> bool:
         return (path / "run.pid").read_text().split("\n")[2] == COMMAND
     except (OSError, IndexError):
         return False
+
+
+def ask_to_stop(path: Path) -> None:
+    """Ask the command that works on a run to keep what it has done and end; where there is none, nothing happens.
+
+    A training saves the step that it is at. On every system, where a signal cannot be sent to each process. To be
+    called again while one that has just been started is not yet at work.
+
+    Raises:
+        DiskError: the run folder cannot be written to.
+    """
+    number = _owner(path)
+    if number is not None and _asked_to_stop(path) != number:
+        write_text(path / _STOP, f"{number}\n")
+
+
+def _interrupt() -> None:
+    """Have the main thread end as on SIGTERM, or on Ctrl+C where that is not handled."""
+    number = signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT
+    main = threading.main_thread().ident
+    if os.name != "nt" and main is not None:
+        # A signal that is sent ends a wait, too.
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(number)
+
+
+def _asked_to_stop(path: Path) -> int | None:
+    """The process that is asked to end."""
+    try:
+        return int((path / _STOP).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _owner(path: Path) -> int | None:
+    """The process that said last that it works on a run, whether it lives or not."""
+    try:
+        return int((path / "run.pid").read_text().split("\n")[0])
+    except (OSError, ValueError):
+        return None
 
 
 def kernel_fields(number: int) -> list[str]:

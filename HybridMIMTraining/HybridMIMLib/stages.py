@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from HybridMIMLib.agreement import check_folders
 from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import Dataset, dataset_of
-from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.runs import carry_out
 from HybridMIMLib.stage_folders import StageFolders
 
@@ -37,13 +37,7 @@ def train(run: Run | None = None, **settings: Any) -> dict[str, Any]:
         HybridMIMError: settings, scans, weights or disk do not allow it; the message names the cure.
     """
     run = make_run(run, settings)
-    if not (run.unlabelled or run.labelled):
-        raise SettingsError("there is nothing to train on", cure="Add --unlabelled DIR, --labelled DIR, or both.")
-    if run.unlabelled and run.weights:
-        raise SettingsError(
-            "--unlabelled and --weights are both given, and the fine-tuning can start from one pre-training only",
-            cure="Leave out --weights to pre-train first, or --unlabelled to start from these weights.",
-        )
+    check_folders(run)
     return carry_out("train", run, lambda folder, events: _train(run, Stages(folder, events)))
 
 
@@ -66,6 +60,8 @@ class Stages(StageFolders):
         if unlabelled and labelled and not self.is_done(PRETRAINING):
             self.events.message("the labelled scans are checked first, because a mistake in them should show now")
             check_labelled(run, labelled)
+        if unlabelled and labelled:
+            self._announce(run)
         weights = str(self.folder / PRETRAINING) if unlabelled else run.weights
         pretrained: dict[str, Any] = {}
         finetuned: dict[str, Any] = {}
@@ -86,6 +82,12 @@ class Stages(StageFolders):
             "loaded": finetuned.get("loaded"),
             **self._cross_validated(finetuned),
         }
+
+    def _announce(self, run: Run) -> None:
+        """Tell what is to be trained, for who wants to know how long all of it will take."""
+        folds = 1 if run.finetuning.fold else max(run.finetuning.folds, 1)
+        first = [] if self.is_done(PRETRAINING) else [("pretrain", run.pretraining.steps)]
+        self.events.plan([*first, *[("finetune", run.finetuning.steps)] * folds])
 
     def _cross_validated(self, finetuned: Mapping[str, Any]) -> dict[str, Any]:
         """What a fine-tuning in folds has to say besides."""

@@ -2,7 +2,8 @@
 
 An ignite engine runs the steps. It is not asked for reproducibility: a step's draws follow from (seed, step, sample),
 the learning rate from the step, and everything else that a step depends on is in the checkpoint. A run that was
-stopped anywhere therefore ends with the same weights, on the same kind of device.
+stopped anywhere therefore ends with the same weights, on the same kind of device. One that is asked to stop, and not
+killed, finishes its step and saves it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,10 @@ from HybridMIMLib import distributed
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import atomic_path
+from HybridMIMLib.networks.memory import memory_in_use
+from HybridMIMLib.stopping import StopLater
+
+_SECONDS_BETWEEN_LOOKS_AT_MEMORY = 5.0
 
 LARGEST_GRADIENT = 5.0
 POWER = 0.9
@@ -132,6 +138,8 @@ class TrainingLoop:
         Raises:
             RunError: the checkpoint does not belong to this run, or the losses are no numbers any more.
             DiskError: a checkpoint could not be written.
+            KeyboardInterrupt: it was stopped, and the step that it was at is saved; of several processes that share
+                the run none waits for its step, for they would not all be at the same.
         """
         groups = self._groups()
         self._paces = list(groups)
@@ -139,6 +147,8 @@ class TrainingLoop:
             [{"params": parameters} for parameters in groups.values()], weight_decay=self.schedule.weight_decay
         )
         self._last: dict[str, float] = {}
+        self._is_owed = False
+        self._looked_at_memory = -math.inf
         self.done = self._saved = self._continue()
         self._broken_at: Tensor | None = None
         self._began = time.monotonic() - self.seconds
@@ -147,9 +157,13 @@ class TrainingLoop:
         # ignite logs every exception that passes through; who called this says it once, in words.
         engine.logger.setLevel(logging.CRITICAL)
         engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self._after(e, e.state.output))
-        if self.done < self.schedule.steps and not self.ended_early:
-            engine.load_state_dict({"iteration": self.done, "max_epochs": 1, "epoch_length": self.schedule.steps})
-            engine.run()
+        self._stop = StopLater()
+        with self._stop if distributed.processes() == 1 else nullcontext():
+            if self._is_owed and distributed.is_first():
+                self._measure(self.done)
+            if self.done < self.schedule.steps and not self.ended_early:
+                engine.load_state_dict({"iteration": self.done, "max_epochs": 1, "epoch_length": self.schedule.steps})
+                engine.run()
         return self._last
 
     def _groups(self) -> dict[Pace, list[nn.Parameter]]:
@@ -197,34 +211,76 @@ class TrainingLoop:
 
     def _after(self, engine: Engine, losses: dict[str, Tensor]) -> None:
         step = self.done = engine.state.iteration
-        validates = self.validate is not None and self._turn(step, self.validate_every)
-        looks = [look for every, look in self.looks if self._turn(step, every)]
-        saves = self._turn(step, self.checkpoint_every)
-        if self._phase.due(step) or validates or looks or saves:
+        # Looked at once: a stop that is asked for from here on waits for the next step.
+        measures, stops = self._measures(step), self._stop.asked
+        saves = stops or self._turn(step, self.checkpoint_every)
+        if self._phase.due(step) or measures or saves:
             self._check_not_broken()
-        if self._phase.due(step):
+        if stops or self._phase.due(step):
             self._last = {name: float(loss) for name, loss in losses.items()}
-            self._phase.progress(step, self._last)
-        if not distributed.is_first():
-            return
+            self._phase.progress(step, self._last, memory=self._memory_now(), always=stops)
         # Of several processes one measures, draws and writes, on whole batches.
-        with distributed.alone():
-            if self.validate is not None and validates:
-                self._phase.progress(step, metrics=self.validate(step))
-                self.ended_early = step < self.schedule.steps and self.enough is not None and self.enough()
-            for look in [look for _, look in self.looks] if self.ended_early else looks:
-                look(step)
-        # What a validation keeps, such as the best weights, must not be newer than the checkpoint that tells of it.
-        if saves or validates or self.ended_early:
-            self._save(step)
+        if distributed.is_first():
+            if measures:
+                self._measure(step)
+            elif saves:
+                self._save(step)
         if self.ended_early:
             engine.terminate()
+        elif stops:
+            raise KeyboardInterrupt
+
+    def _measures(self, step: int) -> bool:
+        """Whether there is anything to be validated or looked at after a step."""
+        validates = self.validate is not None and self._turn(step, self.validate_every)
+        return validates or any(self._turn(step, every) for every, _ in self.looks)
+
+    def _measure(self, step: int) -> None:
+        """Validate and look, as it is due after a step, and save; a stop does not wait for the end of that.
+
+        It is done again then when the run goes on, before the next step.
+        """
+        memory = dict(self.memory)
+        try:
+            with self._stop.at_once(), distributed.alone():
+                validates = self.validate is not None and self._turn(step, self.validate_every)
+                if self.validate is not None and validates:
+                    self._phase.progress(step, metrics=self.validate(step))
+                    self.ended_early = step < self.schedule.steps and self.enough is not None and self.enough()
+                for every, look in self.looks:
+                    if self.ended_early or self._turn(step, every):
+                        look(step)
+        except KeyboardInterrupt:
+            self.memory.clear()
+            self.memory.update(memory)
+            self.ended_early = False
+            self._save(step, is_owed=True)
+            self._phase.progress(step, always=True)
+            raise
+        # What a validation keeps, such as the best weights, must not be newer than the checkpoint that tells of it.
+        if validates or self._is_owed or self._turn(step, self.checkpoint_every):
+            self._save(step)
+        self._is_owed = False
 
     def _turn(self, step: int, every: int) -> bool:
         """Whether what is done ``every`` so many steps is done after this one; at the end everything is."""
         return step == self.schedule.steps or (every > 0 and step % every == 0)
 
-    def _save(self, step: int) -> None:
+    def _memory_now(self) -> dict[str, int] | None:
+        """What is in use, every few seconds."""
+        now = time.monotonic()
+        if now - self._looked_at_memory < _SECONDS_BETWEEN_LOOKS_AT_MEMORY:
+            return None
+        self._looked_at_memory = now
+        return memory_in_use(next(self.module.parameters()).device)
+
+    def _save(self, step: int, is_owed: bool = False) -> None:
+        """Write the checkpoint.
+
+        Args:
+            step: that is done.
+            is_owed: whether what is to be measured after it is still to be done.
+        """
         self._note_seconds()
         state = {
             "phase": self.name,
@@ -235,6 +291,7 @@ class TrainingLoop:
             "losses": self._last,
             "seconds": self.seconds,
             "ended_early": self.ended_early,
+            "owed": is_owed,
         }
         with atomic_path(self.checkpoint) as temporary:
             torch.save(state, temporary)
@@ -256,6 +313,7 @@ class TrainingLoop:
             self.memory.update(state["memory"])
             self._last = dict(state["losses"])
             self.seconds, self.ended_early = float(state.get("seconds", 0)), bool(state.get("ended_early"))
+            self._is_owed = bool(state.get("owed"))
             step = int(state["step"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(

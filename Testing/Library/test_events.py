@@ -160,3 +160,36 @@ def test_a_phase_without_steps_does_no_harm() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_file_that_was_cut_short_or_replaced_is_read_anew(tmp_path: Path) -> None:
+    path, other = tmp_path / "events.jsonl", tmp_path / "other"
+    path.write_text('{"kind": "a"}\n{"kind": "b"}\n')
+    reader = EventReader(path)
+    assert len(list(reader.read())) == 2 and reader.beginnings == 0
+    path.write_text('{"kind": "c"}\n')
+    assert [e["kind"] for e in reader.read()] == ["c"] and reader.beginnings == 1
+    other.write_text('{"kind": "d"}\n' * 3)
+    other.replace(path)
+    assert [e["kind"] for e in reader.read()] == ["d"] * 3 and reader.beginnings == 2
+
+
+def test_who_takes_some_events_gets_the_others_later(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(f'{{"kind": "{n}"}}\n' for n in range(5)))
+    reader = EventReader(path)
+    for event in reader.read():
+        if event["kind"] == "2":
+            break
+    assert [e["kind"] for e in reader.read()] == ["3", "4"]
+
+
+def test_plan_and_memory_are_told() -> None:
+    log, events = collect()
+    log.plan([("pretrain", 5), ("finetune", 3)])
+    phase = log.phase("pretrain", 5)
+    phase.progress(1, {"a": 1}, memory={"process": 7})
+    phase.progress(2)
+    phase.progress(2, always=True)
+    assert events[0] == {"kind": "plan", "phases": [["pretrain", 5], ["finetune", 3]]}
+    assert [e.get("memory") for e in events[1:]] == [None, {"process": 7}, None] and events[-1]["step"] == 2

@@ -17,6 +17,8 @@ from small_runs import TINY, hybridmim, tiny_options, write_blobs
 from HybridMIMLib import finetune, pretrain
 from HybridMIMLib.errors import RunError
 from HybridMIMLib.events import EventReader
+from HybridMIMLib.runs import ask_to_stop
+from HybridMIMLib.training import load_checkpoint
 
 # As many threads as a user's machine would take: results must not hang on one thread doing everything.
 THREADS = {**os.environ, "OMP_NUM_THREADS": "2"}
@@ -52,6 +54,30 @@ def test_killed_in_the_middle_and_continued_gives_the_same_weights(blobs: Path, 
     assert any("continued after step" in text for text in messages)
     made = {"pretrain": "pretrained.safetensors", "finetune": "model/models/model.safetensors"}[command]
     assert (tmp_path / "whole" / made).read_bytes() == (tmp_path / "killed" / made).read_bytes()
+
+
+@pytest.mark.parametrize(("command", "by_file"), [("pretrain", True), ("finetune", False)])
+def test_stopped_before_any_checkpoint_it_saves_the_step_that_it_is_at(
+    blobs: Path, tmp_path: Path, command: str, by_file: bool
+) -> None:
+    """By a file on every system, by a signal where there are any; test_training.py tells that it goes on exactly."""
+    folder = {"pretrain": "unlabelled", "finetune": "labelled"}[command]
+    stages, never = ("pretraining", "finetuning"), ("steps=100000", "checkpoint_every=99999")
+    options = [*tiny_options(), *(f"--{stage}.{name}" for stage in stages for name in never)]
+    run = tmp_path / "run"
+    child = start(
+        command, f"--{folder}", blobs / folder, *options, "--finetuning.validate_every=99999", "--output", run
+    )
+    log, last = EventReader(run / "events.jsonl"), 0.0
+    while child.poll() is None and last < 2:
+        last = max([last, *(event.get("step", 0) for event in log.read() if event.get("phase") == command)])
+        time.sleep(0.01)
+    ask_to_stop(run) if by_file else child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=60) == 130
+    told = list(EventReader(run / "events.jsonl").read())
+    kept = load_checkpoint(run / "checkpoint.pt")["step"]
+    assert kept >= last >= 2 and kept == [event["step"] for event in told if event["kind"] == "progress"][-1]
+    assert (told[-1]["kind"], told[-1]["outcome"]) == ("end", "stopped") and not (run / "run.pid").exists()
 
 
 def test_terminated_says_stopped_and_leaves_no_owner(blobs: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.errors import DataError, DiskError, RunError, SettingsError
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json, write_json
-from HybridMIMLib.runs import RunFolder, is_command, living_owner, load_settings, new_path, save_settings
+from HybridMIMLib.runs import RunFolder, ask_to_stop, is_command, living_owner, load_settings, new_path, save_settings
 
 
 def settings(folder: Path, **others: Any) -> Run:
@@ -287,3 +287,51 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (run.path / "result.json").write_text("{")
     with pytest.raises(RunError, match=r"result\.json: is damaged"):
         _ = run.result
+
+
+# --- asked to stop ------------------------------------------------------------------------------------------
+
+
+def test_a_command_at_work_ends_when_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_is_command", lambda: True)
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    run, done = begun(tmp_path), []
+    with pytest.raises(KeyboardInterrupt), run.at_work():
+        ask_to_stop(run.path)
+        for _ in range(500):
+            time.sleep(0.01)
+        done.append("the whole")
+    assert done == [] and last_event(run)["outcome"] == "stopped"
+    assert not (run.path / "stop").exists() and not (run.path / "run.pid").exists()
+
+
+def test_what_was_asked_of_an_earlier_process_is_not_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_is_command", lambda: True)
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    run = begun(tmp_path)
+    for text in (f"{os.getpid() + 1}\n", "", "all\n"):
+        (run.path / "stop").write_text(text)
+        with run.at_work():
+            time.sleep(0.1)
+        assert last_event(run)["outcome"] == "finished" and not (run.path / "stop").exists()
+
+
+def test_a_library_in_somebodys_session_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    run = begun(tmp_path)
+    with run.at_work():
+        ask_to_stop(run.path)
+        time.sleep(0.1)
+    assert last_event(run)["outcome"] == "finished"
+
+
+def test_nobody_is_asked_where_nobody_works(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    ask_to_stop(run.path)
+    assert not (run.path / "stop").exists()
+    # And an attempt that was asked before it made anything is not in the way of the next.
+    (run.path / "checkpoint.pt").unlink()
+    (run.path / "stop").write_text("1\n")
+    RunFolder.open("pretrain", settings(tmp_path, seed=7))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import pickle
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from HybridMIMLib.errors import RunError
+from HybridMIMLib.errors import DiskError, RunError
 from HybridMIMLib.events import EventLog, EventReader, Phase
 from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
 from HybridMIMLib.randomness import random_stream, stream_key
@@ -300,3 +303,164 @@ def test_truncated_checkpoint_names_the_file(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(RunError, match=r"checkpoint\.pt.*Delete the file"):
         make_loop(tmp_path).run()
+
+
+# --- stopped, not killed --------------------------------------------------------------------------------------
+
+
+def asked_to_stop(number: int = signal.SIGTERM) -> None:
+    """As the system tells this process, in the middle of whatever it does."""
+    signal.raise_signal(number)
+
+
+@pytest.fixture
+def terminable() -> Iterator[None]:
+    """SIGTERM ends Python as Ctrl+C does, as in the commands."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def stop_in_the_middle_of(loop: TrainingLoop, step: int, number: int = signal.SIGTERM) -> None:
+    """Ask for a stop while the losses of a step are computed."""
+    whole = loop.losses
+
+    def losses(now: int) -> dict[str, Tensor]:
+        if now == step:
+            asked_to_stop(number)
+        return whole(now)
+
+    loop.losses = losses
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 6, 12])
+def test_a_stop_saves_the_step_that_it_comes_in_and_the_run_goes_on_exactly(
+    tmp_path: Path, terminable: None, step: int, number: int
+) -> None:
+    whole, stopped, again = (make_loop(folder) for folder in folders(tmp_path, "whole", "stopped", "stopped"))
+    whole.run()
+    stop_in_the_middle_of(stopped, step, number)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert load_checkpoint(stopped.checkpoint)["step"] == step, "no step is lost, though no checkpoint was due"
+    told = [event for event in EventReader(tmp_path / "stopped" / "events.jsonl").read() if "losses" in event]
+    assert told[-1]["step"] == step
+    torch.rand(step)
+    again.run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again)))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "what was there before is there again"
+
+
+def folders(root: Path, *names: str) -> list[Path]:
+    for name in names:
+        (root / name).mkdir(exist_ok=True)
+    return [root / name for name in names]
+
+
+def measured(folder: Path, seen: list[str], stop_in: str = "") -> TrainingLoop:
+    """Validates every 3 steps, which counts in the memory, and looks every 4; asked to stop in one of them."""
+    loop = make_loop(folder)
+
+    def validate(step: int) -> dict[str, float]:
+        seen.append(f"validate {step}")
+        loop.memory["met"] = loop.memory.get("met", 0) + 1
+        if stop_in == f"validate {step}":
+            asked_to_stop()
+        return {"score": float(step)}
+
+    def look(step: int) -> None:
+        seen.append(f"look {step}")
+        if stop_in == f"look {step}":
+            asked_to_stop()
+
+    loop.validate, loop.validate_every, loop.looks = validate, 3, [(4, look)]
+    return loop
+
+
+@pytest.mark.parametrize("stop_in", ["validate 3", "look 4", "validate 9", "look 12"])
+def test_a_stop_does_not_wait_for_a_validation_which_is_done_when_the_run_goes_on(
+    tmp_path: Path, terminable: None, stop_in: str
+) -> None:
+    first, second, third = folders(tmp_path, "whole", "stopped", "stopped")
+    seen: list[str] = []
+    whole, stopped, again = measured(first, []), measured(second, seen, stop_in), measured(third, seen)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    step = int(stop_in.split()[1])
+    assert load_checkpoint(stopped.checkpoint)["step"] == step and seen[-1] == stop_in
+    count = len(seen)
+    again.run()
+    assert int(seen[count].split()[1]) == step, "it is done before the next step"
+    assert again.memory == whole.memory and again.memory["met"] == 4, "each validation counts once"
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again)))
+    assert not load_checkpoint(again.checkpoint)["owed"]
+
+
+def test_an_early_end_that_was_owed_ends_the_run_when_it_goes_on(tmp_path: Path, terminable: None) -> None:
+    seen: list[int] = []
+    stopped, again = impatient(tmp_path, []), impatient(tmp_path, seen, stop_at=7)
+    stop_in_the_middle_of(stopped, 6)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    again.run()
+    assert (seen, again.done, again.ended_early, again.memory["met"]) == ([6], 6, True, 2)
+
+
+def test_who_asks_twice_does_not_wait(tmp_path: Path, terminable: None) -> None:
+    loop, after = make_loop(tmp_path), []
+
+    def losses(step: int) -> dict[str, Tensor]:
+        asked_to_stop()
+        asked_to_stop()
+        after.append(step)
+        return {}
+
+    loop.losses = losses
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    assert after == [] and not loop.checkpoint.exists()
+
+
+def test_a_stop_at_broken_weights_keeps_none_of_them(tmp_path: Path, terminable: None) -> None:
+    loop = make_loop(tmp_path)
+    good = loop.losses
+    loop.losses = lambda step: {name: loss * (float("nan") if step == 6 else 1) for name, loss in good(step).items()}
+    stop_in_the_middle_of(loop, 6)
+    with pytest.raises(RunError, match="step 6"):
+        loop.run()
+    assert load_checkpoint(loop.checkpoint)["step"] == 4
+
+
+def test_a_full_disk_at_a_checkpoint_is_told_and_the_run_goes_on_from_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, full, again = (make_loop(folder) for folder in folders(tmp_path, "whole", "full", "full"))
+    whole.run()
+    save, count = torch.save, []
+
+    def no_room(*given: Any) -> None:
+        count.append(given)
+        if len(count) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*given)
+
+    monkeypatch.setattr(torch, "save", no_room)
+    with pytest.raises(DiskError, match=r"checkpoint\.pt: the disk is full"):
+        full.run()
+    assert load_checkpoint(full.checkpoint)["step"] == 4
+    again.run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again)))
+
+
+def test_memory_is_told_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Phase, "due", lambda phase, step: True)
+    make_loop(tmp_path).run()
+    events = EventReader(tmp_path / "events.jsonl").read()
+    told = [event.get("memory") for event in events if event["kind"] == "progress"]
+    assert len(told) == 12 and told[0]["process"] > 50e6 and told[1:] == [None] * 11

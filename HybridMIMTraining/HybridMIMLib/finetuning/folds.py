@@ -96,6 +96,8 @@ class _Folds:
     def all(self) -> dict[str, Any]:
         """Train for every fold that is not done yet, then put together what they made."""
         stages = StageFolders(self.folder / FOLDS, self.events)
+        open_ = [n for n in range(1, len(self.folds) + 1) if not stages.is_done(f"{n}")]
+        self.events.plan([("finetune", self.run.finetuning.steps)] * len(open_))
         try:
             results = [stages.do(f"{n}", partial(self._fold, n)) for n in range(1, len(self.folds) + 1)]
         finally:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.networks.peak import peak_memory
 
 FEWEST_TO_CONTRAST, MOST = 4, 16
 """Crops of a batch that is fitted: the contrast needs others to compare with, and more than 16 a device teach little
@@ -142,6 +143,31 @@ def room_on(device: torch.device) -> int | None:
     # An Apple GPU (mps) shares the machine's memory.
     memory = machine_memory()
     return None if memory is None else int(RAM_SHARE * memory)
+
+
+def memory_in_use(device: torch.device) -> dict[str, int]:
+    """Bytes in use now, without a wait for the device.
+
+    Returns:
+        ``process``: of the machine's memory, by this process (where only the most that it ever was is known, that);
+        left out where nothing is. Of a GPU of CUDA also ``gpu``, by this process, ``gpu_used``, by all programs, and
+        ``gpu_total``.
+    """
+    own = process_memory()
+    found = {} if own is None else {"process": own}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        found |= {"gpu": torch.cuda.memory_reserved(device), "gpu_used": total - free, "gpu_total": total}
+    return found
+
+
+def process_memory() -> int | None:
+    """Bytes of the machine's memory that this process holds, or the most that it held; None where nobody tells."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError, IndexError):
+        return peak_memory()
 
 
 def machine_memory() -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from HybridMIMLib import distributed
+from HybridMIMLib.agreement import check_settings
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.config import PretrainingSettings, Run, make_run
 from HybridMIMLib.data.layouts import Dataset
@@ -20,10 +21,11 @@ from HybridMIMLib.data.prepare import Prepared, prepare_folder
 from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.events import EventLog
+from HybridMIMLib.measures import in_words
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.networks.memory import FEWEST_TO_CONTRAST, crop_bytes, settle_batch
 from HybridMIMLib.pretrained import WEIGHTS_FILE, Origin, save_pretrained
-from HybridMIMLib.pretraining.choice import check_settings, make_objective
+from HybridMIMLib.pretraining.choice import make_objective
 from HybridMIMLib.pretraining.crops import CropSource, blank_crops
 from HybridMIMLib.pretraining.hybridmim import HybridMIM
 from HybridMIMLib.pretraining.objective import Objective
@@ -37,7 +39,8 @@ from HybridMIMLib.training import Schedule, TrainingLoop
 MASKED = ("hybridmim", "simmim", "mae")
 """Objectives that hide patches."""
 MEASURED_AT_THE_END = 16
-"""Batches; of fewer the error of the hidden voxels says more about the crops than about the network."""
+"""Batches, if as many were trained on; of fewer the error of the hidden voxels says more about the crops than about
+the network."""
 
 
 def pretrain(run: Run | None = None, **settings: Any) -> dict[str, Any]:
@@ -148,31 +151,16 @@ def _finish(
     run: Run, prepared: Prepared, objective: Objective, source: CropSource, folder: Path, events: EventLog
 ) -> dict[str, float]:
     """Measure what was learnt, and write the weights."""
-    measures = _measured(objective, source, 2 * run.pretraining.steps + 1, MEASURED_AT_THE_END)
+    measures = _measured(objective, source, 2 * run.pretraining.steps + 1, measured_at_the_end(run.pretraining.steps))
     for sentence in in_words(measures):
         events.message(sentence)
     save_pretrained(folder / WEIGHTS_FILE, objective.backbone, _origin(run, prepared, objective))
     return measures
 
 
-def in_words(measures: Mapping[str, float]) -> list[str]:
-    """A sentence for each thing that was measured."""
-    sentences = []
-    for name, value in measures.items():
-        kind = name.removesuffix("_accuracy")
-        if kind != name:
-            chance = measures[f"{kind}_chance"]
-            sentences.append(f"{_QUESTIONS[kind]}: {100 * value:.0f} % right ({100 * chance:.0f} % by guessing)")
-    if (ratio := measures.get("error_to_patch_mean")) is not None:
-        sentences.append(f"hidden voxels: squared error {ratio:.2f} of what the true mean of each patch would give")
-    return sentences
-
-
-_QUESTIONS = {
-    "number": "how many patches of a region are hidden",
-    "location": "which patches are hidden",
-    "contrast": "which crop is the same one, looked at again",
-}
+def measured_at_the_end(steps: int) -> int:
+    """Batches that are measured after so many steps; who tries a few must not wait for more."""
+    return min(MEASURED_AT_THE_END, steps)
 
 
 def _learn(

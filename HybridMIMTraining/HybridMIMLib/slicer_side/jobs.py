@@ -22,7 +22,7 @@ from typing import Any
 from HybridMIMLib.errors import HybridMIMError, RunError
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json
-from HybridMIMLib.runs import is_command, living_owner
+from HybridMIMLib.runs import ask_to_stop, is_command, living_owner
 from HybridMIMLib.slicer_side.child import Child, OtherProcess, Process, last_lines, library_command
 from HybridMIMLib.slicer_side.progress import RunProgress
 
@@ -31,6 +31,9 @@ RUNNING, STOPPING, FINISHED, STOPPED, FAILED = "running", "stopping", "finished"
 LOG = "log.txt"
 """What the process prints; in its run folder."""
 
+_SECONDS_TO_LISTEN = 0.02
+"""That a look may take."""
+_EVENTS_PER_LOOK_AT_THE_CLOCK = 20
 _SOME_SCANS_SKIPPED = 3
 _ASKED_TO_END = (-15, 130, 143)
 _KILLED = {-9: "killed", 137: "killed", -11: "crashed", 139: "crashed", -6: "aborted"}
@@ -111,6 +114,8 @@ class ProcessWork(Work):
     def __init__(self, folder: Path, process: Process) -> None:
         super().__init__(folder)
         self._process = process
+        self._is_behind = False
+        """Whether it has told more than could be taken in at the last look."""
 
     def update(self) -> bool:
         """Take in what happened since the last call; returns whether it goes on."""
@@ -119,9 +124,9 @@ class ProcessWork(Work):
         # Asked before what it told is read: what came before the end is then there for sure.
         running = self._process.running
         self._listen()
-        if not running:
+        if not running and not self._is_behind:
             self._end()
-        elif self._asked and time.monotonic() - self._asked > self.SECONDS_TO_END:
+        elif running and self._asked and time.monotonic() - self._asked > self.SECONDS_TO_END:
             self._process.kill()
         return not self.ended
 
@@ -139,7 +144,7 @@ class ProcessWork(Work):
             self.update()
 
     def _listen(self) -> None:
-        """Take in what it told."""
+        """Take in what it told, as much as can be done at a look."""
         raise NotImplementedError
 
     def _end(self) -> None:
@@ -154,22 +159,47 @@ class Job(ProcessWork):
         folder: its run folder.
         process: that does the work.
         events: reads ``events.jsonl`` of the folder.
+
+    Attributes:
+        pausing: whether it was asked to pause.
     """
 
     def __init__(self, folder: Path, process: Process, events: EventReader) -> None:
         super().__init__(folder, process)
         self._events = events
+        self.pausing = False
 
     @property
     def log(self) -> Path:
         """What the process printed."""
         return self.folder / LOG
 
+    def update(self) -> bool:
+        """Take in what happened since the last call; returns whether it goes on.
+
+        A long log, as that of a run to which a later Slicer is attached, is taken in over several calls.
+        """
+        if self.pausing and not self.ended and not self._asked:
+            # It may have been asked before it was at work. A disk that is full will have room, or the user cancels.
+            with suppress(HybridMIMError, OSError):
+                ask_to_stop(self.folder)
+        return super().update()
+
+    def pause(self) -> None:
+        """Ask the process to save the step that it is at and end, however long that takes; it can be resumed then."""
+        if not self.ended and not self._asked and not self.pausing:
+            self.state, self.pausing = STOPPING, True
+
     def _listen(self) -> None:
+        self._is_behind = False
+        end = time.monotonic() + _SECONDS_TO_LISTEN
         # A network drive that is gone for a moment is there again at the next look.
         with suppress(OSError):
-            for event in self._events.read():
+            for count, event in enumerate(self._events.read(), 1):
                 self.progress.take(event)
+                if count % _EVENTS_PER_LOOK_AT_THE_CLOCK == 0 and time.monotonic() > end:
+                    self._is_behind = True
+                    return
 
     def _end(self) -> None:
         # What an earlier attempt in this folder printed is over.

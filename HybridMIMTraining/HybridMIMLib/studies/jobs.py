@@ -13,6 +13,7 @@ from typing import Any
 
 from HybridMIMLib.events import EventLog, EventReader, Phase
 from HybridMIMLib.files import disk_errors, write_json
+from HybridMIMLib.runs import ask_to_stop
 
 CELL = "HybridMIMLib.studies.cell"
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -103,8 +104,12 @@ class Process:
         return self._share
 
     def stop(self) -> None:
-        """Ask it to end."""
-        self._child.terminate()
+        """Ask it to save the step that it is at, and end."""
+        if os.name == "nt":
+            # There a process cannot be sent a signal, only be killed.
+            ask_to_stop(self.job.folder)
+        else:
+            self._child.terminate()
 
     def wait(self) -> None:
         """Wait until it has ended; after a while it is made to."""

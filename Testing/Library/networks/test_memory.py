@@ -17,7 +17,14 @@ from HybridMIMLib.config import make_run
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json
 from HybridMIMLib.networks import memory
-from HybridMIMLib.networks.memory import crop_bytes, fitted_batch, machine_memory, room_on, settle_batch
+from HybridMIMLib.networks.memory import (
+    crop_bytes,
+    fitted_batch,
+    machine_memory,
+    memory_in_use,
+    room_on,
+    settle_batch,
+)
 from HybridMIMLib.runs import load_settings
 
 CPU = torch.device("cpu")
@@ -213,3 +220,22 @@ def test_training_with_batch_0_fits_the_device_and_says_so(
     assert load_settings(tmp_path / "run" / "run.yaml") == make_run(
         None, {**settings, **folder, "output": tmp_path / "run"}
     ), "what the user said stays as it is"
+
+
+def test_memory_in_use_is_that_of_this_process() -> None:
+    before = memory_in_use(torch.device("cpu"))
+    held = torch.ones(50_000_000)
+    after = memory_in_use(torch.device("cpu"))
+    assert set(before) == {"process"} and 150e6 < after["process"] - before["process"] < 300e6
+    assert len(held)
+
+
+def test_a_gpu_tells_what_the_run_and_all_programs_have_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
+    found = memory_in_use(torch.device("cuda"))
+    assert {name: size for name, size in found.items() if name != "process"} == {
+        "gpu": 50,
+        "gpu_used": 70,
+        "gpu_total": 100,
+    }

@@ -20,7 +20,7 @@ from HybridMIMLib.networks import make_backbone
 from HybridMIMLib.pretrained import load_pretrained
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.hybridmim import HybridMIM
-from HybridMIMLib.pretraining.run import MEASURED_AT_THE_END, in_words
+from HybridMIMLib.pretraining.run import measured_at_the_end
 from HybridMIMLib.report import report
 
 U_NET = {"features": [4, 8]}
@@ -88,15 +88,6 @@ def test_measures_are_events_beside_their_chance_floors_and_said_at_the_end(
     assert any(re.search(r"\d+ % right \(\d+ % by guessing\)", text) for text in said)
 
 
-def test_what_was_measured_in_words() -> None:
-    measures = {"number_accuracy": 0.691, "number_chance": 0.25, "error_to_patch_mean": 0.7345}
-    assert in_words(measures) == [
-        "how many patches of a region are hidden: 69 % right (25 % by guessing)",
-        "hidden voxels: squared error 0.73 of what the true mean of each patch would give",
-    ]
-    assert in_words({}) == []
-
-
 def test_nothing_is_measured_on_crops_that_are_trained_on(
     scans: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +102,7 @@ def test_nothing_is_measured_on_crops_that_are_trained_on(
         monkeypatch.setattr(HybridMIM, name, note)
     pretrain(unlabelled=scans, output=str(tmp_path), **tiny("hybridmim", measure_every=1))
     trained, measured = ({key for keys in drawn[name] for key in keys} for name in ("losses", "measures"))
-    assert len(trained) == 6 * 3 and len(measured) == (6 + MEASURED_AT_THE_END) * 3 and not trained & measured
+    assert len(trained) == 6 * 3 and len(measured) == (6 + measured_at_the_end(6)) * 3 and not trained & measured
 
 
 def test_measuring_and_drawing_change_no_weight(scans: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from small_runs import finish, has_ended, tiny_options
 
 from HybridMIMLib.config import Run
 from HybridMIMLib.errors import RunError
-from HybridMIMLib.events import EventLog
+from HybridMIMLib.events import EventLog, EventReader
 from HybridMIMLib.runs import RunFolder
 from HybridMIMLib.slicer_side import jobs
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, Job, attach_job, start_job
@@ -331,3 +331,72 @@ def test_a_script_waits_and_may_stop(tmp_path: Path, script) -> None:
     with pytest.raises(RunError, match=r"Stopped\."):
         start_job("any", {}, tmp_path / "run").wait(stop)
     assert seen[0] == RUNNING
+
+
+# --- pauses, and long logs ----------------------------------------------------------------------------------
+
+PAUSABLE = (
+    "import HybridMIMLib.runs as r, signal\nfrom HybridMIMLib.config import Run\n"
+    "def stop(*_): raise KeyboardInterrupt\n"
+    "signal.signal(signal.SIGTERM, stop); r._is_command = lambda: True\n"
+    "try:\n"
+    " with r.RunFolder.open('train', Run(output=str(run))).at_work() as events:\n"
+    "  phase = events.phase('pretrain', 9); phase.progress(4)\n"
+    "  try: time.sleep(60)\n"
+    "  finally: AT_END\n"
+    "except KeyboardInterrupt: sys.exit(130)\n"
+)
+
+
+def test_a_pause_waits_for_a_slow_process_and_needs_no_signal(
+    tmp_path: Path, script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where none can be sent; longer than a cancelled one would have had."""
+    script(PAUSABLE.replace("AT_END", "time.sleep(1); phase.progress(5, always=True)"))
+    monkeypatch.setattr(Job, "SECONDS_TO_END", 0.1)
+    monkeypatch.setattr("HybridMIMLib.slicer_side.child._ask_group_to_end", None)
+    job = start_job("any", {}, tmp_path / "run")
+    job.pause()
+    assert job.state == STOPPING and job.pausing, "at once, though it is not at work yet"
+    finish(job, 60)
+    assert (job.state, job.progress.step, job.progress.outcome) == (STOPPED, 5, "stopped")
+    assert not (tmp_path / "run" / "stop").exists()
+
+
+def test_what_fails_while_it_is_paused_has_failed(tmp_path: Path, script) -> None:
+    script(PAUSABLE.replace("AT_END", "raise OSError('no room')"))
+    job = start_job("any", {}, tmp_path / "run")
+    job.pause()
+    assert finish(job, 60).state == FAILED and "no room" in job.message
+
+
+def test_who_has_no_patience_cancels_a_pause(tmp_path: Path, script) -> None:
+    script(PAUSABLE.replace("AT_END", "time.sleep(60)"))
+    job = start_job("any", {}, tmp_path / "run")
+    end = time.monotonic() + 30
+    while job.progress.step == 0 and time.monotonic() < end:
+        job.update()
+    job.pause()
+    job.update()
+    job.SECONDS_TO_END = 0.2
+    job.cancel()
+    assert finish(job).state == STOPPED
+
+
+def test_the_log_of_a_long_run_is_taken_in_over_several_looks(tmp_path: Path) -> None:
+    class Over:
+        running, exit_code, log_begins = False, 0, 0
+
+    log = EventLog(tmp_path / "events.jsonl")
+    event = json.dumps({"kind": "progress", "phase": "pretrain", "step": 7, "steps": 9, "losses": {"a": 1}})
+    (tmp_path / "events.jsonl").write_text((event + "\n") * 30_000)
+    log.write("end", outcome="finished", message="")
+    (tmp_path / "result.json").write_text("{}")
+    job, looks, longest = Job(tmp_path, Over(), EventReader(tmp_path / "events.jsonl")), 0, 0.0
+    more = True
+    while more:
+        began = time.thread_time()
+        more, looks = job.update(), looks + 1
+        longest = max(longest, time.thread_time() - began)
+    assert (job.state, job.progress.outcome, job.progress.step) == (FINISHED, "finished", 7), "not before it is heard"
+    assert looks > 3 and longest < 0.06, "it is 0.02; machines are slow at times"

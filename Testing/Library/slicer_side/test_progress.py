@@ -93,3 +93,51 @@ def test_values_that_are_no_numbers_are_passed_over() -> None:
     progress.take({"kind": "progress", "phase": "x", "step": 9, "steps": 3, "losses": losses, "metrics": [1]})
     assert list(progress.values) == ["loss: d"]
     assert progress.fraction == 1.0
+
+
+def begins(phase: str, steps: int) -> Event:
+    return {"kind": "phase", "phase": phase, "step": 0, "steps": steps}
+
+
+def at(phase: str, step: int, steps: int, left: float) -> Event:
+    return {"kind": "progress", "phase": phase, "step": step, "steps": steps, "seconds_left": left}
+
+
+def test_the_time_of_the_whole_follows_from_the_trainings_to_come() -> None:
+    progress = RunProgress()
+    progress.take({"kind": "plan", "phases": [["pretrain", 100], ["finetune", 40], ["finetune", 40]]})
+    progress.take(at("prepare scans", 1, 5, 10))
+    assert progress.seconds_left_in_all is None, "its steps are others"
+    progress.take(begins("pretrain", 100))
+    assert progress.seconds_left_in_all is None, "no step is done yet"
+    progress.take(at("pretrain", 60, 100, 80))
+    assert progress.seconds_left_in_all == pytest.approx(80 + 160)
+    progress.take(begins("finetune", 40))
+    progress.take(at("finetune", 20, 40, 20))
+    assert progress.seconds_left_in_all == pytest.approx(20 + 40)
+    progress.take(begins("finetune", 40))
+    progress.take(at("finetune", 20, 40, 20))
+    assert progress.seconds_left_in_all is None, "this is the last, and its own time says all"
+
+
+def test_a_training_that_is_left_out_is_not_waited_for() -> None:
+    progress = RunProgress()
+    progress.take({"kind": "plan", "phases": [["pretrain", 100], ["finetune", 40], ["finetune", 40]]})
+    progress.take(begins("finetune", 40))
+    assert progress.to_come == [("finetune", 40)]
+    progress.take({"kind": "plan", "phases": []})
+    assert progress.to_come == []
+
+
+@pytest.mark.parametrize("phases", [None, 3, "ab", [3], [["x"]], [["x", "y"]], [["x", 1, 2]], [[{}, math.inf]]])
+def test_a_plan_that_is_none_is_passed_over(phases: object) -> None:
+    progress = RunProgress()
+    progress.take({"kind": "plan", "phases": phases})
+    assert progress == RunProgress()
+
+
+def test_memory_stays_known_until_it_is_told_anew() -> None:
+    progress = RunProgress()
+    progress.take({**at("pretrain", 1, 9, 1), "memory": {"process": 5e9, "gpu": None, "x": 10**400}})
+    progress.take({**at("pretrain", 2, 9, 1), "memory": "much"})
+    assert progress.memory == {"process": 5_000_000_000}
