@@ -22,6 +22,7 @@ _HOMES = {
     "pretrain": "HybridMIMLib.pretraining.run",
     "finetune": "HybridMIMLib.finetuning.run",
     "train": "HybridMIMLib.stages",
+    "estimate": "HybridMIMLib.estimating",
     "segment": "HybridMIMLib.inference.run",
     "rank": "HybridMIMLib.inference.ranking",
     "serve": "HybridMIMLib.worker",

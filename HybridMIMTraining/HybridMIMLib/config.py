@@ -54,15 +54,24 @@ class PlanSettings:
 
     # Optional[...] and not "| None": get_type_hints must evaluate these on Python 3.10 for jsonargparse too.
     spacing: Optional[list[float]] = setting(
-        None, "voxel size in mm along R, A, S that scans and crops are brought to, e.g. [1.5, 1.5, 2.0]"
+        None,
+        "voxel size in mm along R, A, S that scans and crops are brought to, e.g. [1.5, 1.5, 2.0]; finer shows more "
+        "and takes longer",
     )
     normalisation: Literal["auto", "window", "percentiles", "zscore"] = setting(
         "auto",
-        "window: fixed intensities (CT); zscore: by median and spread of each scan's body (MR); percentiles: of each "
-        "scan; auto: window for CT, else zscore",
+        "how intensities become alike; window: fixed ones (CT); zscore: by median and spread of each scan's body "
+        "(MR); percentiles: of each scan; auto: window for CT, else zscore",
     )
-    window: list[float] = setting([-1000.0, 1000.0], "intensities that become 0 and 1 with normalisation=window")
-    crop: Optional[Triple] = setting(None, "voxels of a training crop along R, A, S; a multiple of the region")
+    window: list[float] = setting(
+        [-1000.0, 1000.0],
+        "intensities that become 0 and 1 with normalisation=window, of a CT in HU; what lies outside is cut off",
+    )
+    crop: Optional[Triple] = setting(
+        None,
+        "voxels of the crops of scans that are trained on, along R, A, S (left-right, back-front, feet-head); a "
+        "multiple of the region",
+    )
     patch: Optional[Triple] = setting(None, "voxels of a patch, the unit that is masked")
     region: Optional[Triple] = setting(None, "voxels of a region (sub-volume), a multiple of the patch")
 
@@ -85,7 +94,9 @@ class NetworkSettings:
     """The network that is pre-trained and fine-tuned."""
 
     architecture: Literal["unet", "resunet", "swinunetr", "unetr", "segresnet"] = setting(
-        "unet", "unet, resunet (with residual blocks), swinunetr, unetr (a ViT), segresnet"
+        "unet",
+        "convolutional, good with few scans: unet, resunet (with residual blocks), segresnet; transformers, which "
+        "ask for a GPU and many scans: swinunetr, unetr (a ViT)",
     )
     size: Literal["tiny", "small", "base"] = setting("tiny", "tiny: for a CPU; small; base: as published, for a GPU")
     features: Optional[list[int]] = setting(
@@ -144,10 +155,13 @@ class PretrainingSettings:
 
     objective: Literal["hybridmim", "simmim", "mae", "simclr", "none"] = setting(
         "hybridmim",
-        "hybridmim: pixel, region and sample level together; simmim; mae (unetr only); simclr: contrast of two "
-        "augmented views; none: initial weights, as from scratch",
+        "what is learnt without labels; hybridmim: what is hidden, by voxels, by regions and as a whole; simmim, mae "
+        "(unetr only): hidden voxels; simclr: to tell two altered views of a crop from others; none: nothing, as "
+        "from scratch",
     )
-    steps: int = setting(2000, "optimizer steps")
+    steps: int = setting(
+        2000, "how often the network is adjusted, each time on a batch of crops; more helps, up to a point"
+    )
     batch: int = setting(
         4, "crops a step, each from another patient where there are enough; 0: as fit the device, 4 to 16"
     )
@@ -155,7 +169,9 @@ class PretrainingSettings:
     weight_decay: float = setting(1e-3, "weight decay of AdamW")
     warmup_steps: int = setting(50, "steps in which the learning rate rises; it falls as a cosine afterwards")
     mask_ratio: Optional[Share] = setting(
-        None, "share of all patches that is masked, or a range [low, high]; default: hybridmim 0.40, others 0.75"
+        None,
+        "share of a crop that is hidden in the pre-training, or a range [low, high]; default: hybridmim 0.40, others "
+        "0.75",
     )
     region_ratio: Share = setting(
         0.75,
@@ -236,7 +252,11 @@ class PretrainingSettings:
 class FinetuningSettings:
     """Supervised training on the labelled scans."""
 
-    steps: int = setting(1000, "optimizer steps")
+    steps: int = setting(
+        1000,
+        "how often the network is adjusted, each time on a batch of crops; the best state on the validation scans is "
+        "kept",
+    )
     batch: int = setting(4, "crops a step; 0: as fit the device, 4 to 16")
     learning_rate: float = setting(2e-3, "peak learning rate of AdamW")
     weight_decay: float = setting(1e-3, "weight decay of AdamW")
@@ -651,6 +671,9 @@ class Run:
         False,
         "write nothing: tell of every scan whether it can be used, and why not; of scans to segment, how long each "
         "preset would take",
+    )
+    of: Literal["train", "pretrain", "finetune"] = setting(
+        "train", "estimate: the command of which time, memory and disk are told"
     )
     scans: Optional[str] = setting(
         None, "scan, or folder of scans, to segment; evaluate draws its pictures on those of this folder"

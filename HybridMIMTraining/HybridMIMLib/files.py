@@ -46,7 +46,7 @@ def disk_errors(target: Path) -> Iterator[None]:
     except Exception as error:
         number = _errno_of(error)
         if number in _FULL:
-            free = _free_megabytes(target)
+            free = free_bytes(target) / 1e6
             raise DiskError(
                 f"{target}: the disk is full or a size limit was reached ({free:.0f} MB free)",
                 cure="Free some space, or choose another folder with --output, and run the command again.",
@@ -145,9 +145,19 @@ def _errno_of(error: BaseException | None) -> int | None:
     return None
 
 
-def _free_megabytes(target: Path) -> float:
-    folder = next((p for p in target.parents if p.is_dir()), Path.cwd())
-    return shutil.disk_usage(folder).free / 1e6
+def free_bytes(target: Path) -> int:
+    """Room on the disk on which a file or a folder is, or would be made."""
+    folder = next((p for p in (target, *target.parents) if p.is_dir()), Path.cwd())
+    return shutil.disk_usage(folder).free
+
+
+def size_in_words(count: float | None) -> str:
+    """``2.1 GB``, ``35 MB`` or ``0.4 MB``; a question mark where nobody knows."""
+    if count is None:
+        return "?"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:{'.0f' if count >= 1e7 else '.1f'}} MB"
 
 
 def flush_to_disk(path: Path) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from HybridMIMLib.events import duration
+from HybridMIMLib.files import size_in_words
 
 
 def report(command: str, result: Mapping[str, Any]) -> str:
     """The lines to print when ``command`` is done."""
-    writers = {"check": _check, "demo": _demo, "info": _info, "finetune": _finetune, "pretrain": _pretrain,
-               "evaluate": _evaluate, "rank": _rank, "forecast": _forecast, "segment": _segment, "study": _study,
-               "train": _train, "model list": _models, "model add": _added}  # fmt: skip
+    writers = {"check": _check, "demo": _demo, "estimate": _estimate, "info": _info, "finetune": _finetune,
+               "pretrain": _pretrain, "evaluate": _evaluate, "rank": _rank, "forecast": _forecast,
+               "segment": _segment, "study": _study, "train": _train, "model list": _models,
+               "model add": _added}  # fmt: skip
     return "\n".join(writers.get(command, _plain)(result))
 
 
@@ -52,6 +54,46 @@ def _forecast(result: Mapping[str, Any]) -> list[str]:
         "",
         f"{result['computes']}, from one window of each scan. The preset is {result['preset']}.{left_out}",
         "Nothing was written.",
+    ]
+
+
+def _estimate(result: Mapping[str, Any]) -> list[str]:
+    stages = result["stages"]
+    head = ["", "scans", "steps", "crops", "s a step", "time", "memory", "disk"]
+    rows = [
+        [
+            name + (f" ({one['networks']} folds)" if one["networks"] > 1 else ""),
+            *(str(one[key]) for key in ("scans", "steps", "batch")),
+            f"{one['step_seconds']:.3g}",
+            duration(one["seconds"]),
+            size_in_words(one["gpu_memory"] or one["memory"]),
+            size_in_words(sum(one["disk"].values())),
+        ]
+        for name, one in stages.items()
+    ]
+    if len(rows) > 1:
+        together = size_in_words(result["gpu_memory"] or result["memory"]), size_in_words(result["disk"])
+        rows.append(["together", *[""] * 4, duration(result["seconds"]), *together])
+    return [*table(head, rows), "", *estimate_in_words(result), "Nothing of the trial was kept."]
+
+
+def estimate_in_words(result: Mapping[str, Any]) -> list[str]:
+    """What the table of an estimate leaves open, a line each."""
+    stages = result["stages"].values()
+    parts = {part: sum(one["disk"][part] for one in stages) for part in ("store", "checkpoints", "previews")}
+    where = f"{size_in_words(result['free'])} are free in {result['folder']}"
+    memory = f"Memory: {size_in_words(result['memory'])} of {size_in_words(result['memory_total'])}"
+    if result["gpu_memory"]:
+        memory += (
+            f"; of the GPU: {size_in_words(result['gpu_memory'])} of {size_in_words(result['gpu_memory_total'])}"
+        )
+    tried = " and ".join(f"{one['tried']['steps']} steps on {one['tried']['scans']} scans" for one in stages)
+    return [
+        f"Disk: prepared scans {size_in_words(parts['store'])}, checkpoints and model "
+        f"{size_in_words(parts['checkpoints'])}, previews {size_in_words(parts['previews'])}; {where}.",
+        f"{memory}.",
+        f"Computed by {result['device']}; seen in {tried}.",
+        *result["notes"],
     ]
 
 

@@ -15,7 +15,8 @@ import pytest
 from small_runs import TINY, hybridmim, tiny_options, write_blobs
 
 import HybridMIMLib
-from HybridMIMLib.cli import COMMANDS, main, parse
+from HybridMIMLib.cli import main, parse
+from HybridMIMLib.commands import COMMANDS
 from HybridMIMLib.config import Run, make_run, to_dict
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.runs import load_settings, save_settings

@@ -19,6 +19,9 @@ Split = tuple[list[str], list[str]]
 Owner = tuple[str, str]
 """A patient, or a case of whom nobody knows whose it is."""
 
+FEWEST_CASES = 2
+"""Labelled cases for a training: one to learn from, and one to validate on."""
+
 _SIDES = ("training", "validation")
 _SHOWN = 3
 _DRAWS = 100

@@ -143,7 +143,7 @@ def _split(run: Run, dataset: Dataset, found: Sequence[CaseFacts], events: Event
     """The cases to train on and those held out: as a file says, or drawn by patient."""
     patients = {facts.case.name: facts.patient for facts in found}
     if run.finetuning.split is None:
-        return _drawn(found, patients, _held_out(run, len(patients)), run.seed)
+        return _drawn(found, patients, held_out(run, len(patients)), run.seed)
     file = user_path(run.finetuning.split)
     shares = read_split(file, list(patients), (case.name for case in dataset.cases))
     if both := shared_patients(shares, patients):
@@ -171,16 +171,21 @@ def _drawn(found: Sequence[CaseFacts], patients: Mapping[str, str], held_out: in
     return [name for name in patients if name not in validation], [name for name in patients if name in validation]
 
 
-def _held_out(run: Run, count: int) -> int:
-    held_out = run.finetuning.validation_cases
-    if held_out < 0:
-        held_out = max(count // 5, 1)
-    if held_out > count - 1:
+def held_out(run: Run, count: int) -> int:
+    """How many of so many labelled cases are drawn to be held out.
+
+    Raises:
+        DataError: none would be left to train on.
+    """
+    wanted = run.finetuning.validation_cases
+    if wanted < 0:
+        wanted = max(count // 5, 1)
+    if wanted > count - 1:
         raise DataError(
-            f"{run.labelled}: {count} labelled scans, of which {held_out} are to be held out for validation",
+            f"{run.labelled}: {count} labelled scans, of which {wanted} are to be held out for validation",
             cure="Add labelled scans, or lower finetuning.validation_cases.",
         )
-    return held_out
+    return wanted
 
 
 def _check_annotated(run: Run, training: Sequence[CaseFacts], classes: Sequence[LabelClass]) -> None:

@@ -24,6 +24,7 @@ from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels
 from HybridMIMLib.data.patches import CropBatch, CropSampler, keys_on
 from HybridMIMLib.data.plan import Plan, fingerprint
 from HybridMIMLib.data.prepare import Prepared, prepare_folder
+from HybridMIMLib.data.splits import FEWEST_CASES
 from HybridMIMLib.data.survey import CaseFacts, classes_of, read_case, survey
 from HybridMIMLib.evaluation.dice import dice_by_class, dice_by_region, mean_dice
 from HybridMIMLib.events import EventLog, duration
@@ -46,7 +47,6 @@ from HybridMIMLib.training import Schedule, TrainingLoop
 from HybridMIMLib.weights import load_weights, restore, save_weights
 
 CPU = torch.device("cpu")
-FEWEST_CASES = 2
 WINDOWS = 2
 """That go through the network at once in a validation, if the settings do not say: memory is full of training."""
 

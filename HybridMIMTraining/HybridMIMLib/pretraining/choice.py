@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor, prod
 
+from HybridMIMLib.agreement import check_settings
 from HybridMIMLib.architectures import token_size
 from HybridMIMLib.config import PretrainingSettings, Run, Share
 from HybridMIMLib.data.plan import Plan
@@ -58,39 +59,6 @@ class _Given:
     grid: PatchGrid
     backbone: EncoderDecoder
     patients: int
-
-
-def check_settings(run: Run) -> None:
-    """See whether the settings contradict each other, whatever the scans.
-
-    Raises:
-        SettingsError: they do.
-    """
-    chosen, network = run.pretraining, run.network
-    contrasts = chosen.objective == "simclr" or (chosen.objective == "hybridmim" and chosen.contrast_weight > 0)
-    if chosen.objective == "hybridmim" and contrasts and network.dropout == 0:
-        raise SettingsError(
-            "network.dropout is 0, and the contrast compares two passes that differ by dropout",
-            cure="Set network.dropout above 0 (0.1 is usual), or pretraining.contrast_weight to 0.",
-        )
-    if contrasts and chosen.contrast_queue == 0 and chosen.batch == 1:
-        raise SettingsError(
-            "pretraining.batch is 1 and pretraining.contrast_queue is 0: there is nothing to contrast with",
-            cure="Set pretraining.batch to 4, or pretraining.contrast_queue to -1.",
-        )
-    if chosen.objective != "mae":
-        return
-    if network.architecture != "unetr":
-        raise SettingsError(
-            f"pretraining.objective is mae, whose encoder computes some tokens of a ViT, and network.architecture is "
-            f"{network.architecture}",
-            cure="Set network.architecture to unetr, or pretraining.objective to simmim.",
-        )
-    if chosen.head_depth == 0:
-        raise SettingsError(
-            "pretraining.head_depth is 0, and without a block mae cannot tell hidden tokens of the visible ones",
-            cure="Set pretraining.head_depth from 1 to 8 (4 is usual), or pretraining.objective to simmim.",
-        )
 
 
 def make_objective(run: Run, plan: Plan, patients: int) -> Objective:
