@@ -345,10 +345,16 @@ def _check_names(files: PackageFiles) -> None:
         raise ModelError(f"{files.path}: holds {total} bytes, more than a model has ({MOST_BYTES})", cure=_AGAIN)
 
 
-def wrong_with_name(name: str) -> str:
-    """Why a file of a package may not be called so on some system, or nothing."""
+def wrong_with_name(name: str, longest: int = LONGEST_NAME, deepest: int = DEEPEST) -> str:
+    """Why a file of a package may not be called so on some system, or nothing.
+
+    Args:
+        name: with slashes.
+        longest: bytes.
+        deepest: its parts.
+    """
     parts = name.split("/")
-    if not name.isprintable() or len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME or len(parts) > DEEPEST:
+    if not name.isprintable() or len(name.encode("utf-8", "surrogatepass")) > longest or len(parts) > deepest:
         return "which is no name for a file"
     if any(part in ("", ".", "..") for part in parts) or _NOT_IN_NAMES.search(name):
         return "which could lead out of the folder"
