@@ -16,7 +16,7 @@ from PySide6.QtGui import QFont, QFontDatabase
 from PySide6.QtWidgets import QApplication, QMainWindow, QScrollArea, QVBoxLayout, QWidget
 
 from HybridMIMLib.slicer_side.scene import HeadlessScene
-from SlicerHost import packages, parameters, qmrml, scripted
+from SlicerHost import packages, parameters, qmrml, sample_data, scripted
 from SlicerHost.modules import (
     ModuleManager,
     Modules,
@@ -50,6 +50,7 @@ class qSlicerApplication(QApplication):
         QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, str(folder / "settings"))
         self._settings = QSettings()
         logics = {name: logic for name, logic in held.logics.items() if name in _MODULE_LOGICS}
+        logics["Plots"] = PlotsLogic(held)
         self._modules = ModuleManager(held.scene, logics)
         self._files, self._layouts = IOManager(held), LayoutManager()
         self._paused = 0
@@ -98,6 +99,18 @@ class qSlicerApplication(QApplication):
 
     def isRenderPaused(self) -> bool:
         return self._paused > 0
+
+
+class PlotsLogic:
+    """``slicer.modules.plots.logic()``: there are no layouts with plots; the selection says what one would show."""
+
+    def __init__(self, held: HeadlessScene) -> None:
+        self._held = held
+
+    def ShowChartInLayout(self, chart: Any) -> None:
+        if chart.GetScene() is not self._held.scene:
+            raise ValueError(f"the chart {chart.GetName()} is not in the scene")
+        self._held.logics["Application"].GetSelectionNode().SetActivePlotChartID(chart.GetID())
 
 
 _MODULE_LOGICS = ("Colors", "SubjectHierarchy", "Volumes", "Transforms", "Segmentations")
@@ -318,6 +331,8 @@ def install_names(app: qSlicerApplication, scene: Any) -> None:
     """Put in place what scripts find in ``slicer`` in the application and not in slicer-core."""
     slicer.app, slicer.mrmlScene, slicer.selfTests = app, scene, {}
     slicer.modules = Modules()
+    slicer.modules.sampleDataSources = {}
+    sys.modules["SampleData"] = sample_data.module()
     slicer.qMRMLWidget, slicer.qMRMLNodeComboBox = qmrml.qMRMLWidget, qmrml.qMRMLNodeComboBox
     slicer.qSlicerScriptedLoadableModule = qSlicerScriptedLoadableModule
     slicer.qSlicerScriptedLoadableModuleWidget = qSlicerScriptedLoadableModuleWidget
@@ -329,6 +344,7 @@ def install_names(app: qSlicerApplication, scene: Any) -> None:
 
 def remove_names() -> None:
     """Leave ``slicer`` as slicer-core has it, for tests of what runs without the application."""
+    sys.modules.pop("SampleData", None)
     for name in _NAMES:
         delattr(slicer, name)
         sys.modules.pop(f"slicer.{name}", None)

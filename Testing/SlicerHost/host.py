@@ -85,6 +85,11 @@ class Host:
         """
         return self._app.moduleManager().load(Path(file))
 
+    def complete_startup(self) -> None:
+        """Slicer has loaded all its modules, and says so."""
+        self._app.startupCompleted.emit()
+        self.process_events()
+
     def open_module(self, name: str) -> Any:
         """Choose a module in the list: the open one is left, the panel is made the first time, and entered.
 

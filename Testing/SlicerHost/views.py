@@ -1,11 +1,15 @@
-"""A picture of what is in the scene: slices and surface, drawn by Slicer's own displayable managers."""
+"""Pictures of what is in the scene: slices and surface, drawn by Slicer's own displayable managers, and charts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.slicer_side.pictures import result_picture
+import vtk
+
+from HybridMIMLib.slicer_side.pictures import off_screen_window, result_picture
+
+_CHART_SIZE = (900, 600)
 
 
 def scene_picture(scene: Any, path: Path, title: str = "") -> Path:
@@ -22,6 +26,45 @@ def scene_picture(scene: Any, path: Path, title: str = "") -> Path:
         raise ValueError(f"the scene has no volume below the segmentation {segmentation.GetName()}")
     result_picture(path, volume, segmentation, title=title)
     return path
+
+
+def chart_picture(chart: Any, path: Path) -> Path:
+    """A chart node as PNG. There is no plot view without Slicer: VTK's chart draws what the nodes say."""
+    window, renderer, actor, drawn = off_screen_window(), vtk.vtkRenderer(), vtk.vtkContextActor(), vtk.vtkChartXY()
+    window.SetSize(*_CHART_SIZE)
+    renderer.SetBackground(1, 1, 1)
+    window.AddRenderer(renderer)
+    renderer.AddActor(actor)
+    actor.GetScene().AddItem(drawn)
+    actor.GetScene().SetRenderer(renderer)
+    drawn.SetTitle(chart.GetTitle())
+    drawn.SetShowLegend(bool(chart.GetLegendVisibility()))
+    for axis, title in ((vtk.vtkAxis.BOTTOM, chart.GetXAxisTitle()), (vtk.vtkAxis.LEFT, chart.GetYAxisTitle())):
+        drawn.GetAxis(axis).SetTitle(title)
+    if not chart.GetYAxisRangeAuto():
+        axis = drawn.GetAxis(vtk.vtkAxis.LEFT)
+        axis.SetBehavior(vtk.vtkAxis.FIXED)
+        axis.SetRange(*chart.GetYAxisRange())
+    for number in range(chart.GetNumberOfPlotSeriesNodes()):
+        _add_plot(drawn, chart.GetNthPlotSeriesNode(number))
+    window.Render()
+    image, writer = vtk.vtkWindowToImageFilter(), vtk.vtkPNGWriter()
+    image.SetInput(window)
+    writer.SetInputConnection(image.GetOutputPort())
+    writer.SetFileName(str(path))
+    writer.Write()
+    return path
+
+
+def _add_plot(drawn: Any, series: Any) -> None:
+    plot = drawn.AddPlot(vtk.vtkChart.LINE)
+    plot.SetInputData(series.GetTableNode().GetTable(), series.GetXColumnName(), series.GetYColumnName())
+    plot.SetLabel(series.GetName())
+    plot.SetColorF(*series.GetColor())
+    plot.SetWidth(series.GetLineWidth())
+    plot.GetPen().SetLineType(series.GetLineStyle())
+    plot.SetMarkerStyle(series.GetMarkerStyle())
+    plot.SetMarkerSize(series.GetMarkerSize())
 
 
 def _last(scene: Any, class_name: str) -> Any:

@@ -10,6 +10,7 @@ All of a case follows from (seed, group, index).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,27 @@ def write_phantoms(folder: Path, seed: int, unlabelled: int, labelled: int, unse
     Raises:
         DiskError: a file could not be written.
     """
-    for group, count in zip(_GROUPS, (unlabelled, labelled, unseen), strict=True):
-        for index in range(count):
-            _write(folder / group, f"phantom_{index + 1:03d}.nii.gz", make_phantom(seed, group, index))
+    for _ in writing_phantoms(folder, seed, (unlabelled, labelled, unseen)):
+        pass
+    return PhantomSet(*(folder / group for group in _GROUPS))
+
+
+def writing_phantoms(folder: Path, seed: int, counts: Sequence[int]) -> Iterator[int]:
+    """The same as :func:`write_phantoms`, scan by scan; yields how many are written.
+
+    Args:
+        folder, seed: as there.
+        counts: of ``unlabelled``, ``labelled`` and ``unseen``.
+
+    Raises:
+        DiskError: a file could not be written.
+    """
     for group in _GROUPS[1:]:
         write_json(folder / group / "classes.json", {str(entry.label): entry.name for entry in CLASSES})
-    return PhantomSet(*(folder / group for group in _GROUPS))
+    wanted = [(group, index) for group, count in zip(_GROUPS, counts, strict=True) for index in range(count)]
+    for done, (group, index) in enumerate(wanted, 1):
+        _write(folder / group, f"phantom_{index + 1:03d}.nii.gz", make_phantom(seed, group, index))
+        yield done
 
 
 def make_phantom(seed: int, group: str, index: int) -> Phantom:
