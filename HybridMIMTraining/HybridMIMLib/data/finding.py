@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from HybridMIMLib.data.dicom import Series, mark_parts, series_in, series_of
 from HybridMIMLib.data.dicom_headers import DICOM_SUFFIXES
 from HybridMIMLib.data.itk import files_of_itk
-from HybridMIMLib.data.names import SUFFIXES, has_scan_suffix, is_passed_over, natural_key
+from HybridMIMLib.data.names import SUFFIXES, has_scan_suffix, natural_key
+from HybridMIMLib.data.walking import MAY_READ, walk
 from HybridMIMLib.errors import DataError
 
-_CURE = "Ask for the right to read it."
 _DOUBLE_SUFFIXES = (".seg.nrrd", ".nii.gz")
 
 
@@ -42,42 +40,13 @@ def find_scans(folder: Path, unreadable: list[str] | None = None) -> list[Path]:
     if unreadable is not None:
         unreadable += closed
     if not found and closed:
-        raise DataError(closed[0], cure=_CURE)
+        raise DataError(closed[0], cure=MAY_READ)
     if not found:
         raise DataError(
             f"no scan found in {folder}: formats are {', '.join(SUFFIXES)} and DICOM",
             cure="Choose the folder with the scans, or convert them (Slicer saves NRRD).",
         )
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
-
-
-def walk(folder: Path, unreadable: list[str] | None = None) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below (and with) a folder, with the names of its files; hidden and temporary ones left out.
-
-    Args:
-        folder: where to begin.
-        unreadable: a line is added for every subfolder that may not be read; it is passed over.
-
-    Raises:
-        DataError: the folder itself may not be read.
-    """
-
-    def pass_over(error: OSError) -> None:
-        text = f"{error.filename}: the folder cannot be read ({error.strerror})"
-        if os.fspath(error.filename) == os.fspath(folder):
-            raise DataError(text, cure=_CURE) from error
-        if unreadable is not None:
-            unreadable.append(text)
-
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=pass_over):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(root), [name for name in names if not is_passed_over(name)]
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.data.classes import LabelClass
-from HybridMIMLib.data.finding import files_of, walk
+from HybridMIMLib.data.finding import files_of
 from HybridMIMLib.data.grid import to_canonical
 from HybridMIMLib.data.layouts import Case, Dataset, open_dataset
 from HybridMIMLib.data.layouts.source import Source
 from HybridMIMLib.data.measuring import voxel_hash
 from HybridMIMLib.data.scans import Scan
 from HybridMIMLib.data.survey import examine
+from HybridMIMLib.data.walking import walk
 from HybridMIMLib.errors import DataError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json

@@ -6,11 +6,15 @@ The job is a JSON object, and its folder the run folder: ``result.json`` and ``e
     {"do": "add", "folder": "cases", "case": {…}, "replace": false, "new_classes": false}
     {"do": "next", "ranking": "ranked/ranking.json", "folder": "cases", "passed": []}
     {"do": "read", "scan": "a.nii.gz", "folder": "segmented"}
+    {"do": "case", "name": "a", "images": ["a.nii.gz"], "label": "a_label.nii.gz", "folder": "cases"}
+    {"do": "check", "unlabelled": "scans", "labelled": "cases", "folder": ""}
 
 The first gives what :meth:`~HybridMIMLib.data.adding.Added.to_json` makes; the second what
 :func:`~HybridMIMLib.data.next_scan.write_for_window` returns, with ``row`` (of the ranking), ``labelled`` and
-``notes``, or without a scan the last two; the third what that function returns of a scan. An error is one line on
-standard error, and the exit code 1.
+``notes``, or without a scan the last two; the third what that function returns of a scan; the fourth what
+:func:`~HybridMIMLib.data.next_scan.write_case_for_window` returns. The last writes what
+:func:`~HybridMIMLib.data.check.check_for_window` returns, which is long, to a file, and gives that as ``checked``; a
+folder that is not named is not looked at. An error is one line on standard error, and the exit code 1.
 """
 
 from __future__ import annotations
@@ -20,12 +24,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from HybridMIMLib.config import user_path
 from HybridMIMLib.data.adding import NewCase, add_case
-from HybridMIMLib.data.next_scan import next_scan, write_for_window
+from HybridMIMLib.data.check import FOLDERS, check_for_window
+from HybridMIMLib.data.layouts import Case
+from HybridMIMLib.data.next_scan import next_scan, write_case_for_window, write_for_window
 from HybridMIMLib.data.scans import read_scan
 from HybridMIMLib.errors import DataError, HybridMIMError, SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
+
+_JOBS = {"add": "case", "next": "ranking", "read": "scan", "case": "images", "check": "labelled"}
+"""What each job cannot do without, besides the folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,8 +65,14 @@ def do_job(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     events = EventLog(folder / "events.jsonl")
     place = Path(str(job["folder"]))
+    if job["do"] == "check":
+        return _check(job, folder, events)
     if job["do"] == "read":
         return write_for_window(read_scan(Path(str(job["scan"]))), folder)
+    if job["do"] == "case":
+        label = Path(str(job["label"])) if job.get("label") else None
+        case = Case(str(job["name"]), tuple(Path(str(one)) for one in job["images"]), label)
+        return write_case_for_window(case, folder)
     if job["do"] == "add":
         new = NewCase.from_json(job["case"])
         return add_case(place, new, bool(job["replace"]), bool(job["new_classes"]), events).to_json()
@@ -69,11 +85,20 @@ def do_job(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**about, **write_for_window(found.scan, folder), "row": row}
 
 
+def _check(job: Mapping[str, Any], folder: Path, events: EventLog) -> dict[str, Any]:
+    """Written beside the result: that is read by the window's own thread, which must not wait."""
+    places = {name: user_path(str(job[name])) for name in FOLDERS if job.get(name)}
+    file = folder / "checked.json"
+    write_json(file, check_for_window(places, events))
+    return {"checked": str(file)}
+
+
 def _read_job(file: Path) -> Mapping[str, Any]:
     try:
         job = read_json(file)
-        assert isinstance(job, dict) and job.get("do") in ("add", "next", "read") and job["folder"]
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+        assert isinstance(job, dict) and job["do"] in _JOBS and {"folder", _JOBS[job["do"]]} <= set(job)
+        assert job["folder"] or job["do"] == "check"
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise SettingsError(f"{file}: is no job ({error})", cure="See the head of labelled_job.py.") from error
     return job
 

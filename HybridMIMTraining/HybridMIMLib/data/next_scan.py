@@ -6,7 +6,7 @@ Its voxels are written as they are laid out in memory, so that a window has noth
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 from HybridMIMLib.data.changing import take_back
 from HybridMIMLib.data.finding import scan_name
 from HybridMIMLib.data.labelled_folder import LabelledFolder, hash_of
+from HybridMIMLib.data.layouts import Case
 from HybridMIMLib.data.measuring import body_percentiles
-from HybridMIMLib.data.scans import Scan, read_scan
-from HybridMIMLib.errors import DataError
+from HybridMIMLib.data.scans import LabelMap, Scan, read_scan
+from HybridMIMLib.data.survey import read_case
+from HybridMIMLib.errors import DataError, LabelError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import disk_errors
+from HybridMIMLib.files import disk_errors, make_folder
 
-VOXELS = "voxels.npy"
+VOXELS, LABELS = "voxels.npy", "labels.npy"
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,39 @@ def write_for_window(scan: Scan, folder: Path) -> dict[str, Any]:
         "affine": scan.grid.affine.tolist(),
         "window": [float(low), float(high)],
     }
+
+
+def write_case_for_window(case: Case, folder: Path) -> dict[str, Any]:
+    """Write the voxels of a scan, each channel in a subfolder of its own, and its labels as a training reads them.
+
+    A label map that cannot be used is no reason not to show the scan.
+
+    Returns:
+        ``volumes``: what :func:`write_for_window` returns, one a channel; ``labels``: file with the label map
+        (k, j, i) on the grid of the scan, or None; ``values``: the labels in it, without 0; ``note``: why there is no
+        label map though the case has one.
+
+    Raises:
+        DataError: the scan cannot be read.
+        DiskError: a file could not be written.
+    """
+    note = ""
+    try:
+        scan, label = read_case(case)
+    except LabelError as error:
+        (scan, label), note = read_case(replace(case, label=None)), str(error)
+    volumes = []
+    for number in range(len(scan.array)):
+        place = folder / f"channel {number}"
+        make_folder(place)
+        path = case.images[number] if len(case.images) == len(scan.array) else scan.path
+        channel = replace(scan, path=path, array=scan.array[number : number + 1])
+        volumes.append(write_for_window(channel, place))
+    about = {"volumes": volumes, "note": note, "labels": None, "values": []}
+    return about if label is None else {**about, **_write_labels(label, folder / LABELS)}
+
+
+def _write_labels(label: LabelMap, file: Path) -> dict[str, Any]:
+    with disk_errors(file):
+        np.save(file, np.ascontiguousarray(label.array.T))
+    return {"labels": str(file), "values": [int(value) for value in np.unique(label.array) if value]}

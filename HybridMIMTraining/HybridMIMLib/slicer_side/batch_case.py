@@ -71,7 +71,7 @@ def load_case(batch: BatchSettings, row: CaseRow, scene: Scene) -> Steps[LoadedC
         steps = put_in_scene(volume, labels, model, Output(table=False), made_with)
         made = yield from part(steps, 0.6, 1.0)
     except BaseException:
-        _remove(volume, scene)
+        remove_volume(volume, scene)
         raise
     return LoadedCase(volume, made.segmentation)
 
@@ -113,7 +113,7 @@ def _masks(folder: Path, name: str, model: ModelDescription) -> dict[str, Image]
     return {name: paths[0] for name, paths in found.items() if paths}
 
 
-def _remove(volume: Node, scene: Scene) -> None:
+def remove_volume(volume: Node, scene: Scene) -> None:
     """Take a volume back, with what came with it; the user may have removed it already."""
     if volume.GetScene() is not scene:
         return

@@ -377,7 +377,7 @@ def _put_in(
             add_segments(node.GetSegmentation(), made.segments, segments, undo)
             node.CreateDefaultDisplayNodes()
         else:
-            node = _new(volume, made, output.name or f"{volume.GetName()} {model.name}", undo)
+            node = add_segmentation(volume, made.segments, output.name or f"{volume.GetName()} {model.name}", undo)
         before = made_by(node)
         undo.callback(keep_made_by, node, before)
         keep_made_by(node, [*before, entry])
@@ -391,13 +391,20 @@ def _put_in(
     return Result(node, segments, [row.name for row in made.rows if not row.voxels], list(made.rows), table, backup)
 
 
-def _new(volume: Node, made: Made, name: str, undo: ExitStack) -> Node:
+def add_segmentation(volume: Node, segments: Mapping[int, Any], name: str, undo: ExitStack) -> Node:
+    """A new segmentation of a volume, beside it in the data tree and under its transform.
+
+    Args:
+        segments: ``vtkSegment`` by label, as :func:`make_segments` gives them.
+        name: with a number behind it where it is taken.
+        undo: gets how to take it back.
+    """
     scene = volume.GetScene()
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
     undo.callback(remove_node, node)
     # The parent comes first: the reference geometry is stored relative to it.
     node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
-    node.SetAndObserveSegmentation(assembled(made.segments))
+    node.SetAndObserveSegmentation(assembled(segments))
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     node.CreateDefaultDisplayNodes()
     join_subject_hierarchy(node, beside=volume)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from layout_files import touch
 
-from HybridMIMLib.data.finding import find_scans, walk
+from HybridMIMLib.data.finding import find_scans
 from HybridMIMLib.data.layouts import Dataset, open_dataset
+from HybridMIMLib.data.walking import walk
 from HybridMIMLib.errors import DataError
 
 
