@@ -15,7 +15,6 @@ shows it. What Slicer ships, and what others have installed, is never touched.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ from HybridMIMLib.config import workspace
 from HybridMIMLib.data.model_store import models_folder
 from HybridMIMLib.errors import HybridMIMError, RunError, SettingsError
 from HybridMIMLib.events import EventReader
-from HybridMIMLib.files import disk_errors, write_text
+from HybridMIMLib.files import disk_errors, size_in_words, write_text
 from HybridMIMLib.runs import runs_folder
 from HybridMIMLib.slicer_side import installed
 from HybridMIMLib.slicer_side.batch import BatchTable
 from HybridMIMLib.slicer_side.child import Child, last_lines, python_executable
+from HybridMIMLib.slicer_side.disk_use import bytes_in, bytes_of
 from HybridMIMLib.slicer_side.environment import OFFLINE_CURE, SHIPPED, constraints, is_offline, packages
 from HybridMIMLib.slicer_side.job_folder import JobFolder
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, LOG, STOPPED, Job, ProcessWork, why_it_died
@@ -170,10 +170,10 @@ class Removal:
     def question(self) -> str:
         """What to ask the user before anything is removed."""
         listed = "\n".join(f"{name} {version}" for name, version in sorted(self.packages.items()))
-        parts = [f"Remove these packages, which HybridMIM has installed ({_size(self.bytes)})?\n\n{listed}"]
+        parts = [f"Remove these packages, which HybridMIM has installed ({size_in_words(self.bytes)})?\n\n{listed}"]
         if self.kept:
             parts.append("\n".join(f"{name} stays: {reason}." for name, reason in sorted(self.kept.items())))
-        places = "\n".join(f"{folder} ({_size(count)})" for folder, count in self.data.items())
+        places = "\n".join(f"{folder} ({size_in_words(count)})" for folder, count in self.data.items())
         if places:
             parts.append(f"These stay as they are:\n{places}")
         return "\n\n".join(parts)
@@ -193,7 +193,7 @@ def plan_removal() -> Removal:
         go -= set(needed)
         kept |= {name: f"{user} needs it" for name, user in needed.items()}
     total = sum(_bytes_of(there[name]) for name in go)
-    data = {folder: _bytes_in(folder) for folder in (models_folder(), runs_folder()) if folder.is_dir()}
+    data = {folder: bytes_in(folder) for folder in (models_folder(), runs_folder()) if folder.is_dir()}
     return Removal({name: mine[name] for name in go}, total, kept, data)
 
 
@@ -253,19 +253,4 @@ def _needs(package: metadata.Distribution) -> set[str]:
 
 
 def _bytes_of(package: metadata.Distribution) -> int:
-    return sum(_size_of(str(one.locate())) for one in package.files or [])
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(_size_of(os.path.join(place, name)) for place, _, names in os.walk(folder) for name in names)
-
-
-def _size_of(path: str) -> int:
-    try:
-        return os.lstat(path).st_size
-    except OSError:
-        return 0
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(round(count / 1e6), 1)} MB"
+    return sum(bytes_of(str(one.locate())) for one in package.files or [])

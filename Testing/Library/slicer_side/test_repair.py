@@ -100,7 +100,7 @@ def test_only_what_we_brought_goes_and_nothing_that_others_need(slicer: Slicer, 
     assert plan.data == {tmp_path / "workspace" / "runs": 3_000_000} and plan.bytes > 100
     question = plan.question()
     assert "helper 1.0\nmine 1.0" in question and "shared stays: theirs needs it." in question
-    assert "runs (3 MB)" in question
+    assert "runs (3.0 MB)" in question
     work = remove(plan)
     assert finish(work, 60).state == FINISHED, work.message
     assert set(slicer.versions()) == {"theirs", "shared", "shipped"}
