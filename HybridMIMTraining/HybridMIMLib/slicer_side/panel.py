@@ -14,7 +14,7 @@ import qt
 from slicer.i18n import tr as _
 
 from HybridMIMLib.slicer_side.jobs import FAILED, STOPPING, Work
-from HybridMIMLib.slicer_side.progress import PHASES
+from HybridMIMLib.slicer_side.progress import PHASES, Value
 
 _INTERVAL = 200
 """Milliseconds between two looks at a job that a process does."""
@@ -25,7 +25,7 @@ _LINES = 500
 _WARNINGS = 3
 
 # Readable on Slicer's light and on its dark style.
-_ERROR_STYLE, _PLAIN_STYLE = "color: #d64541; font-weight: bold;", ""
+ERROR_STYLE, _PLAIN_STYLE = "color: #d64541; font-weight: bold;", ""
 
 
 class JobPanel:
@@ -84,7 +84,7 @@ class JobPanel:
     def say(self, text: str, is_error: bool = False) -> None:
         """Show a sentence to the user, or none."""
         self._ui.messageLabel.text = text
-        self._ui.messageLabel.styleSheet = _ERROR_STYLE if is_error else _PLAIN_STYLE
+        self._ui.messageLabel.styleSheet = ERROR_STYLE if is_error else _PLAIN_STYLE
         self._ui.messageLabel.visible = bool(text)
 
     def close(self, stop_job: bool) -> None:
@@ -145,8 +145,12 @@ class JobPanel:
         if self._has_values:
             self._show_values(job)
 
+    def _values(self, job: Work) -> dict[str, Value]:
+        """What the table shows; special panels leave something out."""
+        return job.progress.values
+
     def _show_values(self, job: Work) -> None:
-        table, values = self._ui.valuesTable, job.progress.values
+        table, values = self._ui.valuesTable, self._values(job)
         table.visible = table.visible or bool(values)
         table.setRowCount(len(values))
         for row, (name, value) in enumerate(values.items()):

@@ -384,7 +384,7 @@ def _aim_camera(renderer: Any) -> None:
 @contextmanager
 def _managed_view(factory: Any, node: Node, before: Any | None = None) -> Iterator[Any]:
     """An off-screen window whose content Slicer's displayable managers draw for a slice or view node."""
-    window, renderer = _off_screen_window(), vtk.vtkRenderer()
+    window, renderer = off_screen_window(), vtk.vtkRenderer()
     window.SetMultiSamples(0)
     window.SetSize(*_VIEW)
     window.AddRenderer(renderer)
@@ -402,7 +402,7 @@ def _managed_view(factory: Any, node: Node, before: Any | None = None) -> Iterat
         window.Finalize()
 
 
-def _off_screen_window() -> Any:
+def off_screen_window() -> Any:
     """VTK tries a display server, warns if there is none, and takes EGL or software: no news to users."""
     shown = vtk.vtkObject.GetGlobalWarningDisplay()
     vtk.vtkObject.SetGlobalWarningDisplay(0)
