@@ -107,12 +107,12 @@ class HybridMIMSegmentationWidget(ScriptedLoadableModuleWidget):
         if problem:
             self._showProblem(problem)
             return
-        from HybridMIMLib.slicer_side.panels.parts import load_parts
+        from HybridMIMLib.slicer_side.panels.parts import SEGMENTATION, load_parts
         from HybridMIMLib.slicer_side.panels.segmentation_panel import SegmentationPanel
 
         self.logic = HybridMIMSegmentationLogic()
         widget = slicer.util.loadUI(self.resourcePath("UI/HybridMIMSegmentation.ui"))
-        load_parts(widget, self.resourcePath("UI"))
+        load_parts(widget, self.resourcePath("UI"), SEGMENTATION)
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)

@@ -4,20 +4,16 @@ Thin on purpose: what happens is in ``HybridMIMLib.slicer_side``. Heavy work run
 on when Slicer closes.
 """
 
-from typing import Annotated
-
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
-
-MOST_STEPS = 1_000_000
 
 
 class HybridMIMTraining(ScriptedLoadableModule):
@@ -38,6 +34,15 @@ class HybridMIMTraining(ScriptedLoadableModule):
             "An independent implementation of HybridMIM (Xing et al., arXiv:2303.10333) and of masked image "
             "modelling for 3D medical images (Chen et al., arXiv:2204.11716)."
         )
+        # Slicer's module Sample Data may not be loaded before.
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData():
+    """Show the data to try the module with in Slicer's module Sample Data."""
+    from HybridMIMLib.slicer_side.sample_data import register
+
+    register()
 
 
 @parameterNodeWrapper
@@ -45,162 +50,100 @@ class HybridMIMTrainingParameterNode:
     """What is saved with the scene.
 
     The folders are text and not Path: Slicer shows an empty Path as ".", which is a folder that exists.
+
+    unlabelledFolder, labelledFolder: of scans.
+    plan: what is chosen in the section Plan, in JSON.
+    startFrom: folder of the pre-training that a fine-tuning starts from.
     """
 
     unlabelledFolder: str
     labelledFolder: str
-    modelName: str
-    pretrainingSteps: Annotated[int, WithinRange(1, MOST_STEPS)] = 2000
-    finetuningSteps: Annotated[int, WithinRange(1, MOST_STEPS)] = 1000
+    plan: str
+    startFrom: str
 
 
 class HybridMIMTrainingWidget(ScriptedLoadableModuleWidget):
-    """The panel."""
+    """The panel; what it does is in HybridMIMLib.slicer_side.panels."""
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self.content = None
 
     def setup(self):
         super().setup()
-        from HybridMIMLib.slicer_side.model_table import ModelTable
-        from HybridMIMLib.slicer_side.panel import JobPanel
-        from HybridMIMLib.slicer_side.scene_parameters import SceneParameters
+        from HybridMIMLib.slicer_side.panels.parts import TRAINING, load_parts
+        from HybridMIMLib.slicer_side.panels.training_panel import TrainingPanel
 
         self.logic = HybridMIMTrainingLogic()
         widget = slicer.util.loadUI(self.resourcePath("UI/HybridMIMTraining.ui"))
+        load_parts(widget, self.resourcePath("UI"), TRAINING)
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
-        self.models = ModelTable(self.ui)
-        self.panel = JobPanel(self.ui, on_end=self._onEnd, on_change=self._updateButtons)
-        self.ui.startButton.connect("clicked(bool)", self.onStart)
-        self.ui.useModelButton.connect("clicked(bool)", self.onUseModel)
-        for pathLineEdit in self._folderWidgets().values():
-            pathLineEdit.connect("currentPathChanged(QString)", self._onFolderChanged)
-            # An emptied line tells this alone.
-            pathLineEdit.connect("validInputChanged(bool)", self._onFolderChanged)
-        self.parameters = SceneParameters(self.logic.getParameterNode, self.ui, self._showFolders, self._showFolders)
-        self.parameters.bind()
-        self._attach()
+        self.content = TrainingPanel(self.ui, self.logic)
 
     def enter(self):
-        self.models.show()
-        self._attach()
+        if self.content:
+            self.content.enter()
 
-    def exit(self):
-        """Another module is shown; a run goes on, and the panel with it."""
+    def getSample(self, identifier):
+        """Get a set of sample data, because its button was pressed in Slicer's module Sample Data."""
+        if self.content:
+            self.content.get_sample(identifier)
 
     def cleanup(self):
         """The module is reloaded, or Slicer quits: a run goes on, and is found again."""
-        self.panel.close(stop_job=False)
-        self.parameters.close()
-
-    def onStart(self):
-        from HybridMIMLib.errors import HybridMIMError
-        from HybridMIMLib.slicer_side.environment import ensure_packages
-
-        # While packages are installed the button could be pressed once more.
-        self.ui.startButton.enabled = False
-        self.panel.say("")
-        try:
-            ensure_packages()
-            self.panel.follow(self.logic.start(self._settings()))
-            for pathLineEdit in self._folderWidgets().values():
-                pathLineEdit.addCurrentPathToHistory()
-        except HybridMIMError as error:
-            self.panel.say(str(error), is_error=True)
-        finally:
-            self._updateButtons()
-
-    def onUseModel(self):
-        """Go to the other module with the model that is marked in the list."""
-        folder = self.models.chosen
-        slicer.util.selectModule("HybridMIMSegmentation")
-        slicer.util.getModuleWidget("HybridMIMSegmentation").selectModel(folder)
-
-    def _attach(self):
-        """Follow a run that is at work: from before a reload, or from an earlier Slicer."""
-        if not self.panel.busy:
-            job = self.logic.runAtWork()
-            if job:
-                self.panel.follow(job)
-
-    def _onEnd(self, job):
-        text = self.logic.takeEnd(job)
-        self.models.show(job.result.get("model"))
-        return text
-
-    def _folderWidgets(self):
-        return {
-            "unlabelledFolder": self.ui.unlabelledPathLineEdit,
-            "labelledFolder": self.ui.labelledPathLineEdit,
-        }
-
-    def _onFolderChanged(self, pathOrValid):
-        node = self.parameters.node
-        if node:
-            with slicer.util.NodeModify(node):
-                for name, widget in self._folderWidgets().items():
-                    setattr(node, name, widget.currentPath)
-
-    def _showFolders(self):
-        node = self.parameters.node
-        for name, widget in self._folderWidgets().items() if node else ():
-            if widget.currentPath != getattr(node, name):
-                wasBlocked = widget.blockSignals(True)
-                widget.currentPath = getattr(node, name)
-                widget.blockSignals(wasBlocked)
-        self._updateButtons()
-
-    def _settings(self):
-        from HybridMIMLib.slicer_side.training import TrainingSettings
-
-        node = self.parameters.node
-        return TrainingSettings(
-            unlabelled=node.unlabelledFolder,
-            labelled=node.labelledFolder,
-            name=node.modelName,
-            pretraining_steps=node.pretrainingSteps,
-            finetuning_steps=node.finetuningSteps,
-        )
-
-    def _updateButtons(self):
-        reason = self._settings().why_not() if self.parameters.node else _("The scene is being changed.")
-        self.ui.startButton.enabled = not reason and not self.panel.busy
-        self.ui.startButton.toolTip = reason or _("Train in a process of its own, which goes on when Slicer closes.")
-        self.ui.hintLabel.text = reason
-        self.ui.hintLabel.visible = bool(reason) and not self.panel.busy
+        if self.content:
+            self.content.close()
 
 
 class HybridMIMTrainingLogic(ScriptedLoadableModuleLogic):
     """What the panel does, for the Python console and other modules too.
 
-    ``job = slicer.util.getModuleLogic("HybridMIMTraining").train(unlabelled=…, labelled=…, name=…)``, then
-    ``job.wait()``; the same without Slicer's window is ``HybridMIMLib.slicer_side.training.Trainer``.
+    >>> logic = slicer.util.getModuleLogic("HybridMIMTraining")
+    >>> run = logic.pretrain("/data/scans", pretraining={"steps": 2000})
+    >>> run.wait(log=print)
+    >>> run = logic.finetune("/data/cases", weights=run, name="Liver")
+    >>> run.wait(progress=lambda fraction, text: print(text))
+    >>> run.model
+
+    Each run is a HybridMIMLib.slicer_side.training_run.TrainingRun, with wait(), pause(), resume(), cancel() and
+    events(); it goes on when Slicer closes. Settings are those of the command line, sections as dictionaries. The
+    same without Slicer's window is in HybridMIMLib.slicer_side.training_run.
     """
-
-    def __init__(self):
-        super().__init__()
-        from HybridMIMLib.slicer_side.training import Trainer
-
-        self._trainer = Trainer()
 
     def getParameterNode(self):
         return HybridMIMTrainingParameterNode(super().getParameterNode())
 
-    def train(self, **settings):
-        """Start a run; the settings are the fields of HybridMIMLib.slicer_side.training.TrainingSettings."""
-        from HybridMIMLib.slicer_side.training import TrainingSettings
+    def pretrain(self, unlabelled, folder=None, **settings):
+        """Learn from a folder of scans without labels; returns the run, which is at work."""
+        from HybridMIMLib.slicer_side.training_run import start_pretraining
 
-        return self.start(TrainingSettings(**settings))
+        return start_pretraining(unlabelled, folder=folder, **settings)
 
-    def start(self, settings):
-        return self._trainer.start(settings)
+    def finetune(self, labelled, weights=None, folder=None, **settings):
+        """Learn to segment from a folder of labelled scans; weights: a pre-training, as a run or as its folder."""
+        from HybridMIMLib.slicer_side.training_run import start_finetuning
 
-    def takeEnd(self, job):
-        return self._trainer.take_end(job)
+        return start_finetuning(labelled, weights=weights, folder=folder, **settings)
 
-    def runAtWork(self):
-        from HybridMIMLib.slicer_side.training import training_at_work
+    def train(self, unlabelled=None, labelled=None, folder=None, **settings):
+        """Pre-train, then fine-tune, in one run."""
+        from HybridMIMLib.slicer_side.training_run import start_training
 
-        return training_at_work()
+        return start_training(unlabelled, labelled, folder=folder, **settings)
+
+    def study(self, unlabelled, labelled, folder=None, **settings):
+        """See whether pre-training helps on these scans."""
+        from HybridMIMLib.slicer_side.training_run import start_study
+
+        return start_study(unlabelled, labelled, folder=folder, **settings)
+
+    def attach(self, folder):
+        """The run of a folder: followed where it is at work, continued where it was stopped."""
+        from HybridMIMLib.slicer_side.training_run import continued
+
+        return continued(folder)
 
 
 class HybridMIMTrainingTest(ScriptedLoadableModuleTest):
@@ -217,4 +160,4 @@ class HybridMIMTrainingTest(ScriptedLoadableModuleTest):
         from HybridMIMLib.errors import SettingsError
 
         with self.assertRaises(SettingsError):
-            HybridMIMTrainingLogic().train(labelled="")
+            HybridMIMTrainingLogic().finetune("no such folder")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from SlicerHost import Host
 from SlicerHost.fixtures import host
-from small_runs import TINY, UNICODE_NAME
+from small_runs import UNICODE_NAME
 
 __all__ = ["host"]
 
@@ -43,16 +43,6 @@ def load_modules() -> Callable[[Host], Host]:
 def slicer_with_modules(host: Host, workspace: Path, load_modules: Callable[[Host], Host]) -> Host:
     """Slicer with both modules loaded, none of them open."""
     return load_modules(host)
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training with networks of a few numbers; the panels have no settings for that."""
-    from HybridMIMLib.slicer_side.training import TrainingSettings
-
-    whole = TrainingSettings.options
-    small = {f"{part}.{k}": v for part, values in TINY.items() for k, v in values.items() if k != "steps"}
-    monkeypatch.setattr(TrainingSettings, "options", lambda self: {**small, **whole(self)})
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
-"""The panel HybridMIM Training, by clicking: real .ui, real scene, real child processes."""
+"""The panel HybridMIM Training as a whole, by clicking: real .ui, real scene, real child processes.
+
+Each section by itself is tested in the file of its name.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +14,15 @@ from typing import Any
 import pytest
 import slicer
 from SlicerHost import Host, dialogs, packages, start
-from small_runs import UNICODE_NAME, save_threshold_model, write_blobs
+from small_runs import TINY, UNICODE_NAME, finish, save_threshold_model, write_blobs
 
 from HybridMIMLib.runs import living_owner
 from HybridMIMLib.slicer_side.models import models
+from HybridMIMLib.slicer_side.plan_choices import flat
 
 
 @pytest.fixture
-def panel(slicer_with_modules: Host, tiny: None) -> Any:
+def panel(slicer_with_modules: Host) -> Any:
     return slicer_with_modules.open_module("HybridMIMTraining")
 
 
@@ -31,107 +36,131 @@ def scans(tmp_path: Path) -> Path:
 
 
 def fill_in(panel: Any, scans: Path, pretraining: int = 4, finetuning: int = 4, name: str = "Blobs") -> None:
-    panel.ui.unlabelledPathLineEdit.currentPath = str(scans / "unlabelled")
-    panel.ui.labelledPathLineEdit.currentPath = str(scans / "labelled")
-    panel.ui.modelNameLineEdit.text = name
-    panel.ui.pretrainingStepsSpinBox.value = pretraining
-    panel.ui.finetuningStepsSpinBox.value = finetuning
+    """Choose the folders, and a plan of few steps with a network of a few numbers, as a scene would bring it."""
+    panel.ui.dataUnlabelledPathLineEdit.currentPath = str(scans / "unlabelled")
+    panel.ui.dataLabelledPathLineEdit.currentPath = str(scans / "labelled")
+    steps = {"pretraining.steps": pretraining, "finetuning.steps": finetuning, "name": name}
+    panel.content.parameters.node.plan = json.dumps({"base": "automatic", "changes": {**flat(TINY), **steps}})
 
 
 def wait_for_step(host: Host, panel: Any, step: int) -> None:
     def is_there() -> bool:
-        assert panel.panel.busy, panel.ui.messageLabel.text
-        progress = panel.panel.job.progress
+        assert panel.content.work.busy, panel.ui.workMessageLabel.text
+        progress = panel.content.work.job.progress
         return progress.phase == "pretrain" and progress.step >= step
 
     host.wait_until(is_there, 60, f"step {step}")
 
 
 def wait_for_end(host: Host, panel: Any, seconds: float = 90) -> None:
-    host.wait_until(lambda: not panel.panel.busy, seconds, "the end of the run")
+    host.wait_until(lambda: not panel.content.work.busy, seconds, "the end of the run")
 
 
-def test_without_folders_the_button_says_why(
+def pause(host: Host, panel: Any) -> None:
+    panel.ui.workPauseButton.click()
+    wait_for_end(host, panel, 30)
+
+
+def wait_for_lookups(host: Host, panel: Any) -> None:
+    host.wait_until(lambda: not panel.content.lookups.busy, 20, "what a fine-tuning can start from")
+
+
+def starts(panel: Any) -> list[str]:
+    """What a fine-tuning can start from, as the list has it."""
+    combo = panel.ui.startFromComboBox
+    return [combo.itemText(number) for number in range(combo.count)]
+
+
+def test_without_folders_each_button_says_why(
     host: Host, panel: Any, scans: Path, picture: Callable[[str], None]
 ) -> None:
     ui = panel.ui
-    assert not ui.startButton.enabled and "Choose a folder" in ui.hintLabel.text
+    buttons = (ui.workPretrainButton, ui.workFinetuneButton, ui.workTrainButton, ui.workStudyButton)
+    assert not any(button.enabled for button in buttons)
+    assert all("hoose" in button.toolTip for button in buttons), [button.toolTip for button in buttons]
+    assert ui.workHintLabel.isVisible()
     picture("training no folder")
-    ui.labelledPathLineEdit.currentPath = str(scans / "labelled")
-    assert ui.startButton.enabled and not ui.hintLabel.isVisible()
-    ui.unlabelledPathLineEdit.currentPath = str(scans / "nothing here")
-    assert not ui.startButton.enabled and "nothing here" in ui.hintLabel.text
-    picture("training folder not there")
-    ui.unlabelledPathLineEdit.currentPath = ""
-    assert ui.startButton.enabled, "an emptied line is no folder, and not the one before"
-    ui.labelledPathLineEdit.currentPath = ""
-    assert not ui.startButton.enabled
-
-
-def test_a_folder_is_browsed_for(host: Host, panel: Any, scans: Path) -> None:
-    dialogs.announce("folder", str(scans / "labelled"))
-    panel.ui.labelledPathLineEdit.browse()
-    assert panel.parameters.node.labelledFolder == str(scans / "labelled")
-    assert panel.ui.startButton.enabled
-
-
-def test_the_whole_run(host: Host, panel: Any, scans: Path, picture: Callable[[str], None]) -> None:
-    fill_in(panel, scans, pretraining=30, finetuning=30, name="Blobs: 数")
-    ui, values = panel.ui, []
-
-    def look() -> bool:
-        values.append(ui.progressBar.value)
-        rows = [ui.valuesTable.item(row, 0).text() for row in range(ui.valuesTable.rowCount)]
-        if rows and rows not in tables:
-            tables.append(rows)
-        return not panel.panel.busy
-
-    tables: list[list[str]] = []
+    ui.dataLabelledPathLineEdit.currentPath = str(scans / "labelled")
+    assert [button.enabled for button in buttons] == [False, True, False, False]
+    ui.dataUnlabelledPathLineEdit.currentPath = str(scans / "nothing here")
+    assert not ui.workPretrainButton.enabled and "nothing here" in ui.workPretrainButton.toolTip
+    ui.dataUnlabelledPathLineEdit.currentPath = str(scans / "unlabelled")
+    assert all(button.enabled for button in buttons) and not ui.workHintLabel.isVisible()
     picture("training ready")
-    ui.startButton.click()
-    assert not ui.startButton.enabled and ui.cancelButton.enabled and ui.progressBar.isVisible()
-    picture("training starting")
-    wait_for_step(host, panel, 1)
-    picture("training running")
-    host.wait_until(look, 90, "the end of the run")
-    assert any(0 < value < 1000 for value in values), "the bar has moved"
-    assert any("loss: partial" in rows for rows in tables) and any("loss: dice" in rows for rows in tables)
-    assert ui.messageLabel.text.startswith("The model Blobs: 数 is ready")
-    assert ui.modelsTable.rowCount == 1
-    assert ui.modelsTable.item(0, 0).text() == "Blobs: 数"
-    assert panel.models.chosen == str(models()[0].path)
-    assert ui.useModelButton.enabled and ui.startButton.enabled and not ui.cancelButton.enabled
-    picture("training done")
 
 
-def test_cancel_leaves_no_process_and_start_continues(
+def test_a_wrong_plan_keeps_everything_from_starting(host: Host, panel: Any, scans: Path) -> None:
+    fill_in(panel, scans)
+    assert panel.ui.workTrainButton.enabled, panel.ui.workTrainButton.toolTip
+    node = panel.content.parameters.node
+    node.plan = json.dumps({"base": "automatic", "changes": {"pretraining.steps": -3}})
+    assert not panel.ui.workTrainButton.enabled
+    assert "-3" in panel.ui.workTrainButton.toolTip
+
+
+def test_pretrain_then_finetune_from_it_in_two_clicks(
     host: Host, panel: Any, scans: Path, picture: Callable[[str], None]
 ) -> None:
+    fill_in(panel, scans, name="Blobs: 数")
+    ui = panel.ui
+    ui.workPretrainButton.click()
+    wait_for_end(host, panel)
+    assert ui.workMessageLabel.text.startswith("Pre-trained."), ui.workMessageLabel.text
+    pretrained = panel.content.work.job.folder
+    wait_for_lookups(host, panel)
+    assert starts(panel) == ["Nothing: from scratch", pretrained.name]
+    assert ui.startFromComboBox.currentText == pretrained.name, "what was just learnt is chosen by itself"
+    assert panel.content.parameters.node.startFrom == str(pretrained)
+    picture("training pre-trained")
+    ui.workFinetuneButton.click()
+    wait_for_end(host, panel)
+    assert ui.workMessageLabel.text.startswith("The model Blobs: 数 is ready"), ui.workMessageLabel.text
+    job = panel.content.work.job
+    assert "from scratch" not in job.result["loaded"] and job.result["model"] == str(models()[0].path)
+    ui.startFromComboBox.setCurrentIndex(0)
+    ui.startFromComboBox.activated.emit(0)
+    assert panel.content.parameters.node.startFrom == ""
+    ui.workFinetuneButton.click()
+    wait_for_end(host, panel)
+    assert panel.content.work.job.result["loaded"] == "from scratch"
+
+
+def test_both_at_once_make_a_model_that_goes_to_the_other_module(host: Host, panel: Any, scans: Path) -> None:
+    other = save_threshold_model(scans / "another model", "Other")
+    fill_in(panel, scans)
+    panel.ui.workTrainButton.click()
+    assert not panel.ui.workTrainButton.enabled and panel.ui.workPauseButton.enabled
+    wait_for_end(host, panel)
+    [made] = models()
+    panel.content._use_model(made.path)
+    assert host.opened == "HybridMIMSegmentation"
+    segmentation = slicer.util.getModuleWidget("HybridMIMSegmentation")
+    assert segmentation.content.parameters.node.model == str(made.path) != str(other)
+
+
+def test_a_paused_run_is_resumed_where_it_was(host: Host, panel: Any, scans: Path) -> None:
     fill_in(panel, scans, pretraining=100_000)
-    panel.ui.startButton.click()
+    panel.ui.workPretrainButton.click()
     wait_for_step(host, panel, 4)
-    job = panel.panel.job
-    panel.ui.cancelButton.click()
-    wait_for_end(host, panel, 20)
-    assert panel.ui.messageLabel.text == "Stopped. Start continues it."
+    job = panel.content.work.job
+    pause(host, panel)
+    reached = job.progress.step
     assert not job._process.running and living_owner(job.folder) is None
-    picture("training stopped")
-    assert slicer.app.userSettings().value("ctkPathLineEdit/HybridMIM/labelledPathLineEdit")
-    panel.ui.startButton.click()
-    assert panel.panel.job.folder == job.folder
-    wait_for_step(host, panel, 4)
-    panel.ui.cancelButton.click()
-    wait_for_end(host, panel, 20)
+    panel.ui.workResumeButton.click()
+    host.wait_until(lambda: panel.content.work.jobs.busy, 30, "the run goes on")
+    assert panel.content.work.job.folder == job.folder
+    wait_for_step(host, panel, reached + 1)
+    pause(host, panel)
 
 
-def test_a_killed_run_is_told(host: Host, panel: Any, scans: Path, picture: Callable[[str], None]) -> None:
+def test_a_killed_run_is_told_and_can_be_resumed(host: Host, panel: Any, scans: Path) -> None:
     fill_in(panel, scans, pretraining=100_000)
-    panel.ui.startButton.click()
-    wait_for_step(host, panel, 1)
-    os.kill(panel.panel.job._process.pid, 9)
+    panel.ui.workPretrainButton.click()
+    wait_for_step(host, panel, 3)
+    os.kill(panel.content.work.job._process.pid, 9)
     wait_for_end(host, panel, 20)
-    assert "memory ran out" in panel.ui.messageLabel.text and "start it again" in panel.ui.messageLabel.text
-    picture("training killed")
+    assert "memory ran out" in panel.ui.workMessageLabel.text
+    assert panel.ui.workResumeButton.enabled
 
 
 def test_an_error_of_the_data_is_told_with_its_cure(
@@ -140,107 +169,82 @@ def test_an_error_of_the_data_is_told_with_its_cure(
     for file in (scans / "labelled" / "labels").iterdir():
         file.write_bytes(b"not an image")
     fill_in(panel, scans)
-    panel.ui.startButton.click()
+    panel.ui.workFinetuneButton.click()
     wait_for_end(host, panel)
-    assert "labelled" in panel.ui.messageLabel.text
-    assert panel.ui.startButton.enabled
-    assert "error: " in panel.ui.logTextEdit.toPlainText()
+    assert "labelled" in panel.ui.workMessageLabel.text
+    assert "error: " in panel.ui.workLogTextEdit.toPlainText()
     picture("training failed")
 
 
 def test_a_run_goes_on_through_closed_scenes_and_other_modules(host: Host, panel: Any, scans: Path) -> None:
     fill_in(panel, scans, pretraining=100_000)
-    panel.ui.startButton.click()
+    panel.ui.workPretrainButton.click()
     wait_for_step(host, panel, 1)
     host.close_scene()
-    assert panel.panel.busy and panel.ui.unlabelledPathLineEdit.currentPath == ""
+    assert panel.content.work.busy and panel.ui.dataUnlabelledPathLineEdit.currentPath == ""
     host.open_module("HybridMIMSegmentation")
-    before = panel.panel.job.progress.step
-    wait_for_step(host, panel, before + 1)
-    panel.ui.cancelButton.click()
-    wait_for_end(host, panel, 20)
+    wait_for_step(host, panel, panel.content.work.job.progress.step + 1)
+    pause(host, panel)
 
 
 def test_a_run_outlives_reload_and_slicer_and_is_found_again(
     host: Host, panel: Any, scans: Path, load_modules: Callable[[Host], Host]
 ) -> None:
     fill_in(panel, scans, pretraining=100_000)
-    panel.ui.startButton.click()
+    panel.ui.workPretrainButton.click()
     wait_for_step(host, panel, 1)
-    folder, pid = panel.panel.job.folder, panel.panel.job._process.pid
+    folder, pid = panel.content.work.job.folder, panel.content.work.job._process.pid
     again = host.reload_module("HybridMIMTraining")
-    assert again.panel.busy and again.panel.job.folder == folder
-    wait_for_step(host, again, again.panel.job.progress.step + 1)
+    assert again.content.work.busy and again.content.work.job.folder == folder
+    wait_for_step(host, again, again.content.work.job.progress.step + 1)
     host.close()
     assert living_owner(folder) == pid
     later = load_modules(start())
     third = later.open_module("HybridMIMTraining")
-    assert third.panel.busy and third.panel.job.folder == folder
+    assert third.content.work.busy and third.content.work.job.folder == folder
     wait_for_step(later, third, 2)
-    assert third.ui.valuesTable.rowCount > 0, "what was told before is there again"
-    third.ui.cancelButton.click()
-    wait_for_end(later, third, 20)
+    pause(later, third)
     assert living_owner(folder) is None
-    assert third.ui.messageLabel.text == "Stopped."
 
 
-def test_a_run_that_another_slicer_started_is_found_on_entering(
-    host: Host, panel: Any, scans: Path, tiny: None
-) -> None:
-    from HybridMIMLib.slicer_side.training import Trainer, TrainingSettings
-
+def test_a_run_that_another_slicer_started_is_found_on_entering(host: Host, panel: Any, scans: Path) -> None:
     host.open_module("HybridMIMSegmentation")
-    job = Trainer().start(TrainingSettings(str(scans / "unlabelled"), pretraining_steps=100_000))
-    host.wait_until(lambda: living_owner(job.folder), 30, "the other run")
+    run = slicer.util.getModuleLogic("HybridMIMTraining").pretrain(
+        str(scans / "unlabelled"), **{**small(), "pretraining": {**TINY["pretraining"], "steps": 100_000}}
+    )
+    host.wait_until(lambda: living_owner(run.folder), 30, "the other run")
     host.open_module("HybridMIMTraining")
-    assert panel.panel.busy and panel.panel.job.folder == job.folder
-    panel.ui.cancelButton.click()
-    wait_for_end(host, panel, 20)
-    job.kill()
+    assert panel.content.work.busy and panel.content.work.job.folder == run.folder
+    pause(host, panel)
+    assert run.wait(20) == "stopped"
 
 
-def test_many_warnings_do_not_fill_the_panel(host: Host, panel: Any, scans: Path) -> None:
-    for index in range(5):
-        (scans / "unlabelled" / "images" / f"bad_{index}.nii.gz").write_bytes(b"nothing")
-    fill_in(panel, scans)
-    panel.ui.startButton.click()
-    wait_for_end(host, panel)
-    lines = panel.ui.messageLabel.text.splitlines()
-    assert lines[0].startswith("The model Blobs is ready")
-    assert len([line for line in lines if line.startswith("Warning: skipped")]) == 3
-    assert "more, see the log." in lines[-1]
-    assert panel.ui.logTextEdit.toPlainText().count("skipped") >= 5
-
-
-def test_the_scene_keeps_the_inputs(host: Host, panel: Any, scans: Path, tmp_path: Path) -> None:
+def test_the_scene_keeps_what_was_chosen(host: Host, panel: Any, scans: Path, tmp_path: Path) -> None:
     fill_in(panel, scans, pretraining=77, finetuning=66, name="Löffel")
+    panel.content.parameters.node.startFrom = str(scans / "a pre-training")
     host.save_scene(tmp_path / "scene.mrb")
     host.close_scene()
-    ui = panel.ui
-    assert (ui.unlabelledPathLineEdit.currentPath, ui.modelNameLineEdit.text) == ("", "")
-    assert (ui.pretrainingStepsSpinBox.value, ui.finetuningStepsSpinBox.value) == (2000, 1000)
-    assert not ui.startButton.enabled
+    content = panel.content
+    assert (content.data.unlabelled, content.data.labelled, content.plan.options()) == ("", "", {})
+    assert not panel.ui.workTrainButton.enabled
     host.load_scene(tmp_path / "scene.mrb")
-    assert ui.unlabelledPathLineEdit.currentPath == str(scans / "unlabelled")
-    assert ui.labelledPathLineEdit.currentPath == str(scans / "labelled")
-    assert ui.modelNameLineEdit.text == "Löffel"
-    assert (ui.pretrainingStepsSpinBox.value, ui.finetuningStepsSpinBox.value) == (77, 66)
-    assert ui.startButton.enabled
+    assert (content.data.unlabelled, content.data.labelled) == (str(scans / "unlabelled"), str(scans / "labelled"))
+    options = content.plan.options()
+    assert options["name"] == "Löffel" and str(options["pretraining.steps"]) == "77"
+    assert panel.ui.workTrainButton.enabled
+    assert panel.ui.startFromComboBox.currentText.endswith("(not found in the workspace)")
 
 
-def test_a_model_goes_to_the_other_module(host: Host, panel: Any, workspace: Path) -> None:
-    save_threshold_model(workspace / "runs" / "a" / "fine-tuning" / "model", "One")
-    other = save_threshold_model(workspace / "runs" / "b" / "fine-tuning" / "model", "Two")
-    panel.models.show()
-    assert not panel.ui.useModelButton.enabled
-    names = [panel.ui.modelsTable.item(row, 0).text() for row in range(2)]
-    panel.ui.modelsTable.setCurrentCell(names.index("Two"), 0)
-    assert panel.ui.useModelButton.enabled
-    panel.ui.useModelButton.click()
-    assert host.opened == "HybridMIMSegmentation"
-    segmentation = slicer.util.getModuleWidget("HybridMIMSegmentation")
-    assert segmentation.ui.modelComboBox.currentText == "Two"
-    assert segmentation.content.parameters.node.model == str(other)
+def test_what_is_typed_into_the_plan_goes_into_the_scene_and_the_run(host: Host, panel: Any, scans: Path) -> None:
+    fill_in(panel, scans)
+    before = panel.content.parameters.node.plan
+    panel.content.plan._choices.set("seed", "7")
+    panel.content._plan_changed()
+    assert panel.content.parameters.node.plan != before
+    panel.ui.workPretrainButton.click()
+    wait_for_end(host, panel)
+    settings = (panel.content.work.job.folder / "run.yaml").read_text()
+    assert "seed: 7" in settings and "- 16" in settings
 
 
 def test_missing_packages_are_asked_for_at_start_and_never_before(
@@ -252,17 +256,31 @@ def test_missing_packages_are_asked_for_at_start_and_never_before(
     fill_in(panel, scans)
     assert dialogs.shown() == []
     dialogs.announce("message", "Cancel")
-    panel.ui.startButton.click()
-    assert "These packages are missing: monai>=1.5." in panel.ui.messageLabel.text
-    assert packages.calls() == [] and not panel.panel.busy
+    panel.ui.workTrainButton.click()
+    assert "These packages are missing: monai>=1.5." in panel.ui.workMessageLabel.text
+    assert packages.calls() == [] and not panel.content.work.busy
+
+
+def small() -> dict[str, Any]:
+    """Settings of a tiny network, for the console."""
+    return {name: dict(section) for name, section in TINY.items() if name in ("plan", "network")}
 
 
 def test_the_logic_works_from_the_python_console(host: Host, panel: Any, scans: Path) -> None:
-    job = slicer.util.getModuleLogic("HybridMIMTraining").train(
-        labelled=str(scans / "labelled"), name="From the console", finetuning_steps=3
+    logic = slicer.util.getModuleLogic("HybridMIMTraining")
+    first = logic.pretrain(scans / "unlabelled", pretraining=dict(TINY["pretraining"]), **small())
+    assert first.wait(90) == "finished"
+    second = logic.finetune(
+        str(scans / "labelled"),
+        weights=first,
+        name="From the console",
+        finetuning=dict(TINY["finetuning"]),
+        **small(),
     )
-    assert job.wait()["model"] == str(models()[0].path)
-    assert models()[0].name == "From the console"
+    second.wait(90)
+    assert second.model == models()[0].path and models()[0].name == "From the console"
+    assert any(event["kind"] == "progress" for event in second.events())
+    assert finish(second.job).result["loaded"] != "from scratch"
 
 
 def test_the_self_test_of_the_module_runs(host: Host, panel: Any) -> None:

@@ -1,4 +1,4 @@
-"""Training from Slicer: settings, runs that are continued, and runs that outlive who started them."""
+"""What the Training panel starts and tells of: options of each command, pre-trainings to start from, runs at work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from pathlib import Path
 import pytest
 from small_runs import TINY, UNICODE_NAME, finish
 
-from HybridMIMLib.errors import SettingsError
-from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, STOPPED, Job
+from HybridMIMLib.files import write_json
+from HybridMIMLib.slicer_side.jobs import FINISHED, STOPPED
 from HybridMIMLib.slicer_side.models import models
-from HybridMIMLib.slicer_side.training import Trainer, TrainingSettings, training_at_work
+from HybridMIMLib.slicer_side.plan_choices import flat
+from HybridMIMLib.slicer_side.training import (
+    WEIGHTS,
+    finished_pretrainings,
+    options_of,
+    start_training,
+    training_at_work,
+    what_was_made,
+)
+
+SMALL = {name: value for name, value in flat(TINY).items() if not name.endswith("steps")}
 
 
 @pytest.fixture(autouse=True)
@@ -24,102 +34,60 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of a few numbers; the panels have no settings for that."""
-    whole = TrainingSettings.options
-    small = {f"{part}.{k}": v for part, values in TINY.items() for k, v in values.items() if k != "steps"}
-    monkeypatch.setattr(TrainingSettings, "options", lambda self: {**small, **whole(self)})
+def test_each_command_gets_the_options_that_it_knows() -> None:
+    plan = {"config": "ct-abdomen", "plan.crop": "[64, 64, 64]", "pretraining.steps": 5, "finetuning.steps": 6}
+    common = {"config": "ct-abdomen", "plan.crop": "[64, 64, 64]"}
+    assert options_of("pretrain", "u", "l", plan, "w") == {"unlabelled": "u", **common, "pretraining.steps": 5}
+    assert options_of("finetune", "u", "l", plan, "w") == {
+        "labelled": "l",
+        **common,
+        "finetuning.steps": 6,
+        "weights": "w",
+    }
+    assert options_of("train", "u", "l", plan, "w") == {"unlabelled": "u", "labelled": "l", **plan}
+    assert "weights" not in options_of("finetune", "u", "l", plan)
+    assert options_of("finetune", "", "l", {"weights": "typed"}, "")["weights"] == "typed"
 
 
-def work_until_step(job: Job, step: int) -> int:
-    """Wait until the pre-training has come so far; returns how far it has."""
-    end = time.monotonic() + 60
-    while job.progress.phase != "pretrain" or job.progress.step < step:
-        assert job.update(), job.message
-        assert time.monotonic() < end, "the pre-training does not begin"
-        time.sleep(0.02)
-    return job.progress.step
-
-
-def settings_of(blobs: Path, **others: object) -> TrainingSettings:
-    given = {"pretraining_steps": 4, "finetuning_steps": 4, "name": "Blobs: 数 [2]", **others}
-    return TrainingSettings(str(blobs / "unlabelled"), str(blobs / "labelled"), **given)
-
-
-def test_why_training_cannot_start(tmp_path: Path) -> None:
-    assert "Choose a folder" in TrainingSettings().why_not()
-    assert "unlabelled scans is not there" in TrainingSettings(unlabelled=str(tmp_path / "a")).why_not()
-    assert "labelled scans is not there" in TrainingSettings(labelled=str(tmp_path / "a")).why_not()
-    assert TrainingSettings(labelled=str(tmp_path)).why_not() == ""
-    assert TrainingSettings(labelled="~").why_not() == ""
-    assert "is not there" in TrainingSettings(labelled="x" * 5000).why_not()
-    with pytest.raises(SettingsError, match="Choose a folder"):
-        Trainer().start(TrainingSettings())
-
-
-def test_the_whole_way_to_a_model(blobs: Path, workspace: Path) -> None:
-    trainer = Trainer()
-    job = finish(trainer.start(settings_of(blobs)))
-    assert job.state == FINISHED, job.message
+def test_pretraining_then_finetuning_from_it(blobs: Path, workspace: Path) -> None:
+    unlabelled, labelled = str(blobs / "unlabelled"), str(blobs / "labelled")
+    plan = {**SMALL, "pretraining.steps": 3, "finetuning.steps": 3, "name": "Blobs: 数 [2]"}
+    first = finish(start_training("pretrain", options_of("pretrain", unlabelled, labelled, plan)))
+    assert first.state == FINISHED, first.message
+    assert first.folder.parent == workspace / "runs"
+    assert what_was_made(first).startswith("Pre-trained.")
+    [found] = finished_pretrainings()
+    assert (found.folder, found.name) == (first.folder, first.folder.name)
+    options = options_of("finetune", unlabelled, labelled, plan, str(found.folder))
+    second = finish(start_training("finetune", options))
+    assert second.state == FINISHED, second.message
+    assert what_was_made(second).startswith("The model Blobs: 数 [2] is ready")
     assert [one.name for one in models()] == ["Blobs: 数 [2]"]
-    assert str(models()[0].path) == job.result["model"]
-    assert job.folder.parent == workspace / "runs"
-    assert trainer.take_end(job).startswith("The model Blobs: 数 [2] is ready")
+    assert "from scratch" not in second.result["loaded"]
 
 
-def test_pretraining_alone_says_what_is_missing_for_a_model(blobs: Path) -> None:
-    trainer = Trainer()
-    job = finish(trainer.start(TrainingSettings(unlabelled=str(blobs / "unlabelled"), pretraining_steps=3)))
-    assert job.state == FINISHED, job.message
-    assert "Choose labelled scans too" in trainer.take_end(job)
-    assert models() == []
-
-
-@pytest.mark.parametrize("end", ["cancelled", "killed"])
-def test_one_that_did_not_end_is_continued_by_the_same_settings(blobs: Path, end: str) -> None:
-    trainer, settings = Trainer(), settings_of(blobs, pretraining_steps=100_000)
-    job = trainer.start(settings)
-    work_until_step(job, 6)
-    if end == "cancelled":
-        job.cancel()
-    else:
-        os.kill(job._process.pid, 9)
-    assert finish(job, 20).state == (STOPPED if end == "cancelled" else FAILED)
-    assert ("Start continues it." in trainer.take_end(job)) == (end == "cancelled")
-    again = trainer.start(settings)
-    assert again.folder == job.folder
-    # A checkpoint is written every second step.
-    assert work_until_step(again, 0) >= 4
-    again.kill()
-    assert again.state == STOPPED
-    other = trainer.start(settings_of(blobs, pretraining_steps=100_001))
-    assert other.folder != job.folder
-    other.kill()
-
-
-def test_one_that_fails_again_is_begun_anew(tmp_path: Path) -> None:
-    trainer, settings = Trainer(), TrainingSettings(labelled=str(tmp_path))
-    first = finish(trainer.start(settings))
-    assert first.state == FAILED
-    trainer.take_end(first)
-    second = finish(trainer.start(settings))
-    assert (second.state, second.folder) == (FAILED, first.folder)
-    assert trainer.take_end(second) == second.message
-    third = trainer.start(settings)
-    assert third.folder != first.folder
-    third.kill()
+def test_finished_pretrainings_are_listed_the_latest_first(workspace: Path) -> None:
+    assert finished_pretrainings() == []
+    for number, place in enumerate(("alone", "both/pre-training", "unfinished", "no weights")):
+        folder = workspace / "runs" / place
+        folder.mkdir(parents=True)
+        if place != "no weights":
+            (folder / WEIGHTS).write_bytes(b"")
+        if place != "unfinished":
+            write_json(folder / "result.json", {})
+            stamp = 1_000_000 + number
+            os.utime(folder / "result.json", (stamp, stamp))
+    assert [one.name for one in finished_pretrainings()] == ["both", "alone"]
+    assert finished_pretrainings()[0].folder == workspace / "runs" / "both" / "pre-training"
 
 
 def test_a_run_outlives_who_started_it_and_is_found_again(blobs: Path) -> None:
     assert training_at_work() is None
     program = (
         "import sys\n"
-        "from HybridMIMLib.slicer_side.training import Trainer, TrainingSettings\n"
-        "whole = TrainingSettings.options\n"
-        f"small = { ({f'{p}.{k}': v for p, values in TINY.items() for k, v in values.items() if k != 'steps'})!r}\n"
-        "TrainingSettings.options = lambda self: {**small, **whole(self)}\n"
-        "job = Trainer().start(TrainingSettings(sys.argv[1], pretraining_steps=100000))\n"
+        "from HybridMIMLib.slicer_side.training import options_of, start_training\n"
+        f"plan = { ({**SMALL, 'pretraining.steps': 100_000})!r}\n"
+        "job = start_training('pretrain', options_of('pretrain', sys.argv[1], '', plan))\n"
         "print(job._process.pid)"
     )
     arguments = [sys.executable, "-c", program, str(blobs / "unlabelled")]
@@ -136,4 +104,4 @@ def test_a_run_outlives_who_started_it_and_is_found_again(blobs: Path) -> None:
     job.cancel()
     assert finish(job, 20).state == STOPPED
     assert training_at_work() is None
-    assert Trainer().take_end(job) == "Stopped."
+    assert what_was_made(job) == job.message
