@@ -25,6 +25,7 @@ FLOORS = {
         "stage_folders",
         "errors",
         "files",
+        "machine_notes",
         "presets",
         "randomness",
         "parents",
