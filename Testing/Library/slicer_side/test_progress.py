@@ -93,3 +93,15 @@ def test_values_that_are_no_numbers_are_passed_over() -> None:
     progress.take({"kind": "progress", "phase": "x", "step": 9, "steps": 3, "losses": losses, "metrics": [1]})
     assert list(progress.values) == ["loss: d"]
     assert progress.fraction == 1.0
+
+
+def test_cures_for_a_terminal_are_put_into_words_for_a_window() -> None:
+    progress = RunProgress()
+    for cure in (
+        "Free some space, or choose another folder with --output, and run the command again.",
+        "Choose an empty or new folder with --output.",
+        "Give the same settings (--config) to continue it, or another --output.",
+    ):
+        progress.take({"kind": "end", "outcome": "failed", "message": f"it failed. {cure}"})
+        assert "--" not in progress.message and "()" not in progress.message and progress.message.endswith(".")
+    assert progress.message == "it failed. Give the same settings to continue it, or another output folder."
