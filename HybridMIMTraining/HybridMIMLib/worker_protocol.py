@@ -29,9 +29,10 @@ message    ``message``: a sentence for the user; ``level`` is info or warning
 done       of load: ``model`` (name, digest, path), ``device`` (in words), ``warm``, ``seconds`` (total). Of segment:
            ``label``, ``uncertainty`` (path or null), ``layers`` (class → path, or null), ``classes`` (found: name,
            label, ml), ``empty`` (names of those not found), ``windows``, ``skipped``, ``seconds`` (load, read,
-           segment, write, total, and network, which is part of segment), ``model``, ``device``. Of cancel: ``was``
-           (waiting or working). Of status: ``model``, ``device``, ``warm`` (whether the device is held), ``working``
-           (id, command and the last progress, or null), ``waiting`` (ids), ``pid``. Of quit: nothing
+           segment, write, total, and network, which is part of segment), ``presets`` (seconds that each would have
+           taken, without the load), ``model``, ``device``. Of cancel: ``was`` (waiting or working). Of status:
+           ``model``, ``device``, ``warm`` (whether the device is held), ``working`` (id, command and the last
+           progress, or null), ``waiting`` (ids), ``pid``. Of quit: nothing
 failed     ``message``, ``cure``: of an accepted job; nothing half-written is left, and the next job is unaffected
 cancelled  an accepted job was
 refused    ``message``, ``cure``: the line was no request, or one that cannot work

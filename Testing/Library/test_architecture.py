@@ -29,6 +29,7 @@ FLOORS = {
         "errors",
         "files",
         "measures",
+        "machine_notes",
         "presets",
         "randomness",
         "parents",

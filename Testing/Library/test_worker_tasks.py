@@ -132,6 +132,26 @@ def test_a_file_a_channel_is_one_scan(tmp_path: Path) -> None:
     assert Tasks("cpu").segment(both, Notes())["windows"] > 0
 
 
+def test_what_each_preset_would_take_is_told(tmp_path: Path) -> None:
+    make_package(flip_axes=(0,)).save(tmp_path / "model")
+    scan, tasks = write_scan(tmp_path / "scan.nii.gz"), Tasks("cpu")
+    told = {}
+    for preset in ("balanced", "best"):
+        one = Segment(1, (scan,), tmp_path / "label.nii.gz", None, None, str(tmp_path / "model"), "cpu",
+                      {**TORCH, "preset": preset})  # fmt: skip
+        told[preset] = tasks.segment(one, Notes())
+        seconds, presets = told[preset]["seconds"], told[preset]["presets"]
+        assert presets[preset] == pytest.approx(seconds["total"] - seconds["load"], abs=0.01)
+        assert presets["fast"] < presets["balanced"] < presets["best"]
+    # The windows of the one are told by the other too: twice as many, for the flip.
+    balanced, best = told["balanced"], told["best"]
+    shares = [
+        (one["presets"]["best"] - one["presets"]["balanced"]) / one["seconds"]["network"] for one in (balanced, best)
+    ]
+    count = 2 * best["windows"] / balanced["windows"]
+    assert shares == pytest.approx([count - 1, 1 - 1 / count], rel=0.05)
+
+
 def test_settings_of_a_load_hold_until_the_next(tmp_path: Path) -> None:
     make_package().save(tmp_path / "model")
     scan, tasks = write_scan(tmp_path / "scan.nii.gz"), Tasks("cpu")

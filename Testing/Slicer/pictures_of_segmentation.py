@@ -1,9 +1,11 @@
 """Pictures of the panel HybridMIM Segmentation in its states, and of the views with a result, on a real scan.
 
-    python Testing/Slicer/pictures_of_segmentation.py SCAN MODEL [LABELS]
+    python Testing/Slicer/pictures_of_segmentation.py SCAN MODEL [LABELS] [--name NAME] [--keep]
 
-``MODEL`` is a package (a folder), ``LABELS`` a label map to compare with. The pictures go to ``build/pictures``, and
-the longest look at the job, in the processor time of the window's thread, is printed.
+``MODEL`` is a package (a folder), ``LABELS`` a label map to compare with. The pictures go to ``build/pictures``; the
+longest look at the job in the processor time of the window's thread, the Dice of each class, and how far the segments
+lie from the label map's own grid in mm are printed. With ``--keep`` those of the documentation are written into
+``Resources/Pictures`` as well: only for a scan whose licence allows it, see the README there.
 """
 
 from __future__ import annotations
@@ -20,15 +22,39 @@ TESTING = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTING.parent
 sys.path[:0] = [str(TESTING), str(REPOSITORY / "HybridMIMTraining")]
 
+import numpy as np  # noqa: E402
 import slicer  # noqa: E402
+import vtk  # noqa: E402
+from PIL import Image  # noqa: E402
 from SlicerHost import Host, dialogs, problems, start, views  # noqa: E402
 
 from HybridMIMLib.data.model_description import read_description  # noqa: E402
-from HybridMIMLib.data.scans import read_label_map, read_scan  # noqa: E402
-from HybridMIMLib.slicer_side.segments import segmentation_node  # noqa: E402
+from HybridMIMLib.data.scans import read_scan  # noqa: E402
+from HybridMIMLib.slicer_side import environment, repair  # noqa: E402
+from HybridMIMLib.slicer_side.segment_table import tables_of  # noqa: E402
+from HybridMIMLib.slicer_side.segments import BINARY_LABELMAP, segmentation_node  # noqa: E402
 from HybridMIMLib.slicer_side.warm_worker import warm_worker  # noqa: E402
 
 MODULES = ("HybridMIMTraining", "HybridMIMSegmentation")
+KEPT = {
+    "idle": "segmentation-idle",
+    "installing": "segmentation-installing",
+    "running": "segmentation-running",
+    "done": "segmentation-done",
+    "failed": "segmentation-failed",
+    "views": "segmentation-views",
+}
+"""Pictures of the documentation, and what they are called there."""
+
+PIP = """
+import sys, time
+version = sys.argv[-1].split("==")[1]
+for line in (f"Collecting einops=={version}", f"  Using cached einops-{version}-py3-none-any.whl (64 kB)",
+             "Installing collected packages: einops"):
+    print(line, flush=True)
+time.sleep(600)
+"""
+"""Stands for pip, which says these things, so that nothing is installed for a picture."""
 
 
 class Show:
@@ -39,11 +65,15 @@ class Show:
         for name in MODULES:
             host.load_module(REPOSITORY / name / f"{name}.py")
         self.panel: Any = host.open_module(MODULES[1])
-        self.longest = 0.0
+        self.longest = (0.0, "")
 
     def picture(self, name: str) -> None:
         """Of the panel as it is now."""
-        print(self.host.picture(self.folder / f"{self.prefix} {name}.png"))
+        print(self.host.picture(self.path(name)))
+
+    def path(self, name: str) -> Path:
+        """Of a picture."""
+        return self.folder / f"{self.prefix} {name}.png"
 
     def wait(self, condition: Any = None, seconds: float = 300) -> None:
         """Until the condition holds, or else what is at work has ended."""
@@ -55,15 +85,41 @@ class Show:
         timer, look = jobs._timer, jobs._look
 
         def measured() -> None:
-            begin = time.thread_time()
+            before, begin = jobs.job.progress.phase, time.thread_time()
             look()
-            self.longest = max(self.longest, time.thread_time() - begin)
+            took = time.thread_time() - begin
+            self.longest = max(self.longest, (took, f"{before} to {jobs.job.progress.phase}"))
 
         timer.disconnect("timeout()")
         timer.connect("timeout()", measured)
 
     def without_input(self) -> None:
         self.picture("nothing chosen")
+
+    def installing(self) -> None:
+        """Packages that are missing, and one that is being installed anew."""
+        ui, section = self.panel.ui, self.panel.content.environment
+        whole = environment.REQUIREMENTS
+        with tempfile.TemporaryDirectory() as folder:
+            environment.REQUIREMENTS = Path(folder) / "requirements.txt"
+            environment.REQUIREMENTS.write_text("einops\nnot-there>=2\n", encoding="utf-8")
+            ui.modelSection.collapsed = ui.inputSection.collapsed = True
+            ui.environmentSection.collapsed = False
+            self.wait(lambda: not section.lookups.busy)
+            self.picture("packages missing")
+        environment.REQUIREMENTS = whole
+        section.refresh()
+        self.wait(lambda: not section.lookups.busy)
+        repair.pip_command = lambda: [sys.executable, "-c", PIP]
+        section.jobs.follow(repair.repair({"einops": "one of its files is missing"}))
+        ui.environmentLogButton.checked = True
+        self.wait(lambda: "Installing collected" in ui.environmentLogTextEdit.plainText)
+        self.picture("installing")
+        ui.environmentCancelButton.click()
+        self.wait(lambda: not section.jobs.busy)
+        ui.environmentLogButton.checked = False
+        ui.environmentSection.collapsed = True
+        ui.modelSection.collapsed = ui.inputSection.collapsed = False
 
     def with_model(self, model: Path) -> None:
         dialogs.announce("folder", str(model))
@@ -84,14 +140,17 @@ class Show:
         self.panel.ui.inputVolumeSelector.setCurrentNode(volume)
         self.picture("idle")
         if labels is not None:
-            self.panel.ui.referenceSelector.setCurrentNode(self.reference(volume, scan, labels))
+            self.panel.ui.referenceSelector.setCurrentNode(self.reference(volume, labels))
         self.panel.ui.optionsSection.collapsed = False
         self.picture("options")
         self.panel.ui.optionsSection.collapsed = True
 
-    def reference(self, volume: Any, scan: Path, labels: Path) -> Any:
+    def reference(self, volume: Any, labels: Path) -> Any:
         classes = read_description(Path(self.panel.content.parameters.node.model)).classes
-        array = read_label_map(labels, read_scan(scan).grid, scan_path=scan).array
+        # As Slicer lays out both: it turns a left-handed grid of a file into a right-handed one.
+        loaded = slicer.util.loadLabelVolume(str(labels))
+        array = slicer.util.arrayFromVolume(loaded).transpose()
+        slicer.mrmlScene.RemoveNode(loaded)
         node = segmentation_node(slicer.mrmlScene, volume, array, classes, "By hand")
         node.GetDisplayNode().SetVisibility(False)
         return node
@@ -126,19 +185,71 @@ class Show:
             self.picture("running")
             ui.logSection.collapsed = True
         self.wait()
+        self.wait(lambda: not self.panel.content.time.lookup.busy)
         self.picture("done")
         ui.show3DButton.click()
         self.wait()
         ui.madeByButton.click()
         self.picture("what made it")
         ui.madeByButton.click()
-        print(f"longest look at a job: {1000 * self.longest:.0f} ms of processor time")
+        print(f"longest look at a job: {1000 * self.longest[0]:.0f} ms of processor time ({self.longest[1]})")
         node = ui.resultSelector.currentNode()
         by_hand = slicer.util.getFirstNodeByName("By hand", "vtkMRMLSegmentationNode")
         if by_hand is not None:
             # The picture is of the last segmentation of the scene.
             slicer.mrmlScene.RemoveNode(by_hand)
-        print(views.scene_picture(self.host.scene, self.folder / f"{self.prefix} views.png", title=node.GetName()))
+        print(views.scene_picture(self.host.scene, self.path("views"), title=node.GetName()))
+
+    def figures(self, labels: Path | None) -> None:
+        """How good the result is, and whether it lies where the label map does."""
+        # What asks for Qt can be imported once the stand-in is there.
+        from HybridMIMLib.slicer_side.panels.result_section import read_table
+
+        node = self.panel.ui.resultSelector.currentNode()
+        table = read_table(tables_of(slicer.mrmlScene, node)[0])
+        print(table.titles, *table.rows, sep="\n")
+        if labels is not None:
+            print(f"farthest from the label map's own grid: {shift_in_mm(node, labels):.2g} mm")
+
+    def keep(self) -> None:
+        """Write those of the documentation where it finds them."""
+        for name, kept in KEPT.items():
+            target = REPOSITORY / "Resources" / "Pictures" / f"{kept}.png"
+            picture = Image.open(self.path(name)).convert("RGB")
+            # Few colours are enough for a panel, but for scans and surfaces; no picture is to have 300 kB.
+            small = (
+                picture.resize((1050, 700), Image.Resampling.LANCZOS) if name == "views" else picture.quantize(255)
+            )
+            small.save(target, optimize=True)
+            print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
+
+
+def shift_in_mm(node: Any, labels: Path) -> float:
+    """How far the voxels of a segmentation's segments lie in the world from the nearest ones of a label map, at most;
+    the map's place is read from its file, and not by Slicer."""
+    file = read_scan(labels).grid
+    shifts = []
+    for one in range(node.GetSegmentation().GetNumberOfSegments()):
+        image = node.GetSegmentation().GetNthSegment(one).GetRepresentation(BINARY_LABELMAP)
+        extent = image.GetExtent()
+        if extent[1] < extent[0]:
+            # Nothing was found.
+            continue
+        corners = np.array([[i, j, k, 1] for i in extent[:2] for j in extent[2:4] for k in extent[4:]]).T
+        own, above = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+        image.GetImageToWorldMatrix(own)
+        if node.GetParentTransformNode() is not None:
+            node.GetParentTransformNode().GetMatrixTransformToWorld(above)
+        world = numbers(above) @ numbers(own) @ corners
+        nearest = np.round(np.linalg.solve(file.affine, world)[:3])
+        assert (nearest >= 0).all() and (nearest < np.reshape(file.shape, (3, 1))).all(), "outside the label map"
+        shifts.append(np.abs(file.affine[:3, :3] @ nearest + file.affine[:3, 3:] - world[:3]).max())
+    return float(max(shifts, default=0.0))
+
+
+def numbers(matrix: Any) -> np.ndarray:
+    """A ``vtkMatrix4x4``."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 
 def main() -> int:
@@ -148,6 +259,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("labels", type=Path, nargs="?")
     parser.add_argument("--name", default="segmentation real", help="how the names of the pictures begin")
+    parser.add_argument("--keep", action="store_true", help="write those of the documentation, too")
     given = parser.parse_args()
     folder = REPOSITORY / "build" / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,11 +269,15 @@ def main() -> int:
         try:
             show = Show(host, folder, given.name)
             show.without_input()
+            show.installing()
             show.with_model(given.model)
             show.with_scan(given.scan, given.labels)
             show.stopped()
             show.failed()
             show.done()
+            show.figures(given.labels)
+            if given.keep:
+                show.keep()
         finally:
             host.close()
             warm_worker().close()

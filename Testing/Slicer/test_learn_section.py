@@ -112,6 +112,32 @@ def test_a_correction_becomes_a_case_and_is_replaced_after_a_question(
     assert labels_in(folder).sum() > labels_in(folder)[BOX].size
 
 
+def test_a_segment_that_is_no_class_becomes_one_after_a_question(host: Host, panel: Any, tmp_path: Path) -> None:
+    folder = write_blobs(tmp_path / "cases", 1, labelled=True)
+    before = sorted(folder.rglob("*"))
+    volume = add_box()
+    node = corrected(volume)
+    node.GetSegmentation().GetNthSegment(0).SetName("Spleen")
+    opened(panel, folder)
+    panel.content.learn.offer(volume, node)
+    dialogs.announce("message", "Cancel")
+    panel.ui.learnAddButton.click()
+    host.wait_until(lambda: "Nothing was added" in panel.ui.learnMessageLabel.text, 40, "the answer")
+    assert "the classes Bright, Dark, and not Spleen. Add what is new" in dialogs.shown()[-1]
+    assert sorted(folder.rglob("*")) == before
+    dialogs.announce("message", "OK")
+    panel.ui.learnAddButton.click()
+    host.wait_until(lambda: "Added as case Scan 1" in panel.ui.learnMessageLabel.text, 40, "the second time")
+    assert [one.name for one in open_dataset(folder, labelled=True).classes] == ["Bright", "Dark", "Spleen"]
+    # Another name for the same scan: both questions, and what was agreed to first is not asked again.
+    node.GetSegmentation().GetNthSegment(0).SetName("Liver")
+    dialogs.announce("message", "OK")
+    dialogs.announce("message", "OK")
+    panel.ui.learnAddButton.click()
+    host.wait_until(lambda: "were replaced" in panel.ui.learnMessageLabel.text, 40, "the third time")
+    assert [one.name for one in open_dataset(folder, labelled=True).classes][-1] == "Liver"
+
+
 def test_a_folder_that_cannot_be_used_is_named(
     host: Host, panel: Any, tmp_path: Path, picture: Callable[[str], None]
 ) -> None:

@@ -280,12 +280,28 @@ def test_volumes_and_dice_are_shown_and_measured_again(
     slicer.util.updateSegmentBinaryLabelmapFromArray(everything, node, "class_3", volume)
     panel.ui.measureButton.click()
     wait(host, panel)
+    assert panel.ui.messageLabel.text.startswith("Measured; the table is called ")
     expected = 2 * voxels / (voxels + everything.size)
     assert cells(panel)[0] == ["Bright", f"{everything.size / 1000:.1f}", str(everything.size), f"{expected:.3f}"]
     assert len(tables_of(slicer.mrmlScene, node)) == 2, "what was measured before is kept"
     picture("segmentation measured")
     panel.ui.resultSelector.setCurrentNode(reference)
     assert titles(panel) == ["Segment", "Volume [ml]", "Voxels"]
+
+
+def test_why_nothing_was_compared_is_told(host: Host, panel: Any) -> None:
+    choose(panel, add_box())
+    apply_and_wait(host, panel)
+    [reference] = segmentations()
+    for number in range(2):
+        reference.GetSegmentation().GetNthSegment(number).SetName(f"Struct {number}")
+    panel.ui.referenceSelector.setCurrentNode(reference)
+    apply_and_wait(host, panel)
+    assert "Warning: nothing could be compared with" in panel.ui.messageLabel.text
+    panel.ui.measureButton.click()
+    wait(host, panel)
+    assert "Warning: nothing could be compared with" in panel.ui.messageLabel.text
+    assert titles(panel)[-1] == "Voxels" and len(segmentations()) == 2
 
 
 def read_description_of(panel: Any) -> Any:

@@ -34,7 +34,7 @@ from HybridMIMLib.events import EventLog
 REPLACED = ".replaced"
 """Where cases are kept that were replaced, each in a folder of its own; training does not look there."""
 
-State = Literal["added", "replaced", "unchanged", "exists"]
+State = Literal["added", "replaced", "unchanged", "exists", "strange"]
 
 _SAME = 1e-6
 """Voxels by which a grid that was read back may be off."""
@@ -93,11 +93,14 @@ class Added:
 
     Attributes:
         state: added; replaced; unchanged: it was there just so; exists: the folder has other labels of this scan, and
-            nothing was done because nobody asked to replace them.
+            nothing was done because nobody asked to replace them; strange: segments are no classes of the folder,
+            and nothing was done because nobody asked for new classes.
         name: of the case in the folder.
-        image, label: its files.
+        image, label: its files, or those that it would have.
         kept: where the case is kept that was replaced, or None.
         notes: what the user should know of it.
+        strangers: names of the segments that are no classes; where the state is strange, there are some.
+        classes: names of those that the folder has, then.
     """
 
     state: State
@@ -106,23 +109,27 @@ class Added:
     label: Path
     kept: Path | None = None
     notes: tuple[str, ...] = field(default=())
+    strangers: tuple[str, ...] = field(default=())
+    classes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
         paths = {key: str(getattr(self, key)) for key in ("image", "label")}
         kept = str(self.kept) if self.kept is not None else None
-        return {"state": self.state, "name": self.name, "kept": kept, "notes": list(self.notes), **paths}
+        lists = {key: list(getattr(self, key)) for key in ("notes", "strangers", "classes")}
+        return {"state": self.state, "name": self.name, "kept": kept, **lists, **paths}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Added:
         """What :meth:`to_json` made."""
         kept = Path(content["kept"]) if content["kept"] is not None else None
-        paths = {key: Path(content[key]) for key in ("image", "label")}
-        return cls(state=content["state"], name=content["name"], kept=kept, notes=tuple(content["notes"]), **paths)
+        notes, strangers, classes = (tuple(content[key]) for key in ("notes", "strangers", "classes"))
+        image, label = (Path(content[key]) for key in ("image", "label"))
+        return cls(content["state"], content["name"], image, label, kept, notes, strangers, classes)
 
 
 def add_case(
-    path: Path, new: NewCase, replace: bool = False, new_classes: bool = False, events: EventLog | None = None
+    path: Path, new: NewCase, replace: bool = False, new_classes: bool | None = False, events: EventLog | None = None
 ) -> Added:
     """Add a case to a labelled folder, which is made if it is not there.
 
@@ -130,7 +137,8 @@ def add_case(
         path: the folder.
         new: the case.
         replace: if the folder has this scan with other labels, put these in their place; the old ones are kept.
-        new_classes: let segments that the folder has no class for become new classes of it.
+        new_classes: let segments that the folder has no class for become new classes of it; None: say which they are
+            and do nothing, for a window that asks its user.
         events: where progress goes.
 
     Raises:
@@ -140,6 +148,8 @@ def add_case(
     """
     events = events or EventLog()
     _check_name(new.name)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path}: is a file", cure="Choose a folder, which may be new.")
     if path.is_dir():
         take_back(path)
     folder = LabelledFolder(path)
@@ -148,7 +158,13 @@ def add_case(
             f"{path}: has labelled scans, but does not say what the labels mean",
             cure='Write a file classes.json there, such as {"1": "Liver", "2": "Spleen"}.',
         )
-    labels = match(new.segments, folder.classes, path, new_classes or folder.is_new and not folder.classes)
+    is_begun = bool(folder.classes) or not folder.is_new
+    if new_classes is None and is_begun and (strangers := strangers_among(new.segments, folder.classes, path)):
+        names = tuple(one.name for one in strangers)
+        image, label = (place / f"{new.name}.nrrd" for place in (folder.images, folder.labels))
+        known_names = tuple(one.name for one in folder.classes)
+        return Added("strange", new.name, image, label, strangers=names, classes=known_names)
+    labels = match(new.segments, folder.classes, path, bool(new_classes) or not is_begun)
     classes = (*folder.classes, *_new_classes(new.segments, labels, folder.classes))
     scan = read_scan(new.scan)
     array = _renumbered(new, labels, scan.grid)
@@ -189,22 +205,9 @@ def match(
     Raises:
         SettingsError: one is no class; two are the same class; name and terminology name two different classes.
     """
-    by_name = {plain(one.name): one for one in classes}
-    found: dict[int, int] = {}
-    strangers = []
-    for one in segments:
-        named, meant = by_name.get(plain(one.name)), by_name.get(plain(one.meaning))
-        if named is not None and meant is not None and named is not meant:
-            raise SettingsError(
-                f"the segment {one.name} is called like the class {named.name}, and its terminology says "
-                f"{meant.name}",
-                cure="Correct its name or its terminology (double-click its colour in Segment Editor).",
-            )
-        fits = named or meant
-        if fits is None:
-            strangers.append(one)
-        else:
-            found[one.value] = fits.label
+    fitting = _fitting(segments, classes)
+    found = {one.value: fits.label for one, fits in fitting if fits is not None}
+    strangers = [one for one, fits in fitting if fits is None]
     if strangers and not new_classes:
         known = names_of(tuple(classes)) or "none"
         raise SettingsError(
@@ -218,6 +221,33 @@ def match(
         taken.add(label)
         found[one.value] = label
     _check_clashes(segments, found, classes)
+    return found
+
+
+def strangers_among(segments: Sequence[NewSegment], classes: Sequence[LabelClass], place: Path) -> list[NewSegment]:
+    """The segments that are no class, where nothing but that is in the way of labelling them.
+
+    Args and errors are those of :func:`match`.
+    """
+    match(segments, classes, place, new_classes=True)
+    return [one for one, fits in _fitting(segments, classes) if fits is None]
+
+
+def _fitting(
+    segments: Sequence[NewSegment], classes: Sequence[LabelClass]
+) -> list[tuple[NewSegment, LabelClass | None]]:
+    """Each segment with the class that it belongs to, or None."""
+    by_name = {plain(one.name): one for one in classes}
+    found = []
+    for one in segments:
+        named, meant = by_name.get(plain(one.name)), by_name.get(plain(one.meaning))
+        if named is not None and meant is not None and named is not meant:
+            raise SettingsError(
+                f"the segment {one.name} is called like the class {named.name}, and its terminology says "
+                f"{meant.name}",
+                cure="Correct its name or its terminology (double-click its colour in Segment Editor).",
+            )
+        found.append((one, named or meant))
     return found
 
 

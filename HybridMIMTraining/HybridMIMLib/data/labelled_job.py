@@ -9,9 +9,9 @@ The job is a JSON object, and its folder the run folder: ``result.json`` and ``e
     {"do": "case", "name": "a", "images": ["a.nii.gz"], "label": "a_label.nii.gz", "folder": "cases"}
     {"do": "check", "unlabelled": "scans", "labelled": "cases", "folder": ""}
 
-The first gives what :meth:`~HybridMIMLib.data.adding.Added.to_json` makes; the second what
-:func:`~HybridMIMLib.data.next_scan.write_for_window` returns, with ``row`` (of the ranking), ``labelled`` and
-``notes``, or without a scan the last two; the third what that function returns of a scan; the fourth what
+The first gives what :meth:`~HybridMIMLib.data.adding.Added.to_json` makes (``new_classes`` may be null too); the
+second what :func:`~HybridMIMLib.data.next_scan.write_for_window` returns, with ``row`` (of the ranking), ``labelled``
+and ``notes``, or without a scan the last two; the third what that function returns of a scan; the fourth what
 :func:`~HybridMIMLib.data.next_scan.write_case_for_window` returns. The last writes what
 :func:`~HybridMIMLib.data.check.check_for_window` returns, which is long, to a file, and gives that as ``checked``; a
 folder that is not named is not looked at. An error is one line on standard error, and the exit code 1.
@@ -75,7 +75,8 @@ def do_job(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return write_case_for_window(case, folder)
     if job["do"] == "add":
         new = NewCase.from_json(job["case"])
-        return add_case(place, new, bool(job["replace"]), bool(job["new_classes"]), events).to_json()
+        new_classes = None if job["new_classes"] is None else bool(job["new_classes"])
+        return add_case(place, new, bool(job["replace"]), new_classes, events).to_json()
     rows = _ranking(Path(str(job["ranking"])))
     found = next_scan([Path(row["scan"]) for row in rows], place, frozenset(job["passed"]), events)
     about: dict[str, Any] = {"labelled": found.labelled, "notes": list(found.notes)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from HybridMIMLib.data.model_description import ModelDescription, description_of, weights_files
 from HybridMIMLib.data.package_files import PackageFiles, check_hashes, digest_of, open_package
 from HybridMIMLib.data.weights_header import WeightsHeader, read_header
+from HybridMIMLib.data.weights_shapes import why_not_these
 from HybridMIMLib.errors import ModelError
 
 
@@ -44,7 +45,20 @@ def check_files(files: PackageFiles) -> CheckedPackage:
     description = description_of(files)
     hashes = check_hashes(files)
     weights = tuple(_weights(files, file.as_posix()) for file in weights_files(description.members))
+    for file, header in zip(weights_files(description.members), weights):
+        _check_network(description, file, header)
     return CheckedPackage(description, hashes, digest_of(hashes), weights)
+
+
+def _check_network(description: ModelDescription, file: Path, header: WeightsHeader) -> None:
+    """Whoever imports a package learns at once, and not at the first scan, that it is not whole."""
+    outputs = len(description.classes) + (not description.overlapping)
+    crop = description.plan["crop"]
+    if reason := why_not_these(header.shapes, description.network, description.channels, outputs, crop):
+        raise ModelError(
+            f"{description.path / file}: has other shapes than the network that the package describes: {reason}",
+            cure="Get the package again from where it came from.",
+        )
 
 
 def _weights(files: PackageFiles, name: str) -> WeightsHeader:

@@ -22,7 +22,7 @@ from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.inference.capability import HALF_PAYS, HOPELESS, ProbeNetwork
-from HybridMIMLib.inference.machine_notes import recall, remember
+from HybridMIMLib.machine_notes import recall, remember
 from HybridMIMLib.networks import initial_weights
 from HybridMIMLib.networks.device import device_in_words, wait_for
 

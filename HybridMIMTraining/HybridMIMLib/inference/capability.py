@@ -6,7 +6,7 @@ for it is hundreds of times slower, and channels-last layouts are slower on some
 (pytorch#59168). Apple GPUs have computed wrong 3D convolutions in some versions of macOS, so what a GPU computes is
 compared with the CPU before any scan is given to it.
 
-Results are kept by machine, device and version of PyTorch, see :mod:`HybridMIMLib.inference.machine_notes`.
+Results are kept by machine, device and version of PyTorch, see :mod:`HybridMIMLib.machine_notes`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from HybridMIMLib.inference.ladder import is_out_of_memory
-from HybridMIMLib.inference.machine_notes import recall, remember
 from HybridMIMLib.inference.torch_engine import TorchEngine
+from HybridMIMLib.machine_notes import recall, remember
 from HybridMIMLib.networks import initial_weights
 from HybridMIMLib.networks.device import choose_device, device_in_words, wait_for
 

@@ -16,9 +16,9 @@ from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.inference.capability import Capability, capability_of, inference_device, relative_difference
 from HybridMIMLib.inference.ladder import is_out_of_memory
-from HybridMIMLib.inference.machine_notes import recall, remember
 from HybridMIMLib.inference.openvino_engine import OpenVINOEngine, is_installed, load_openvino
 from HybridMIMLib.inference.torch_engine import Engine, TorchEngine
+from HybridMIMLib.machine_notes import recall, remember
 from HybridMIMLib.networks.device import device_in_words, empty_cache
 
 __all__ = ["Engine", "OpenVINOEngine", "TorchEngine", "choose_engine"]

@@ -8,8 +8,8 @@ slab by slab the scores become labels on the scan's grid (:mod:`~HybridMIMLib.in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union
 
 import numpy as np
@@ -52,6 +52,8 @@ class Prediction:
         uncertainty: (D, H, W) float32 from 0 to 1, or None if it was not asked for.
         windows: how many went through the network.
         skipped: how many did not, because they hold nothing but air.
+        passes: windows that each preset would have sent through the network, flips included; empty where nobody
+            counted.
     """
 
     labels: Labels
@@ -59,6 +61,7 @@ class Prediction:
     uncertainty: npt.NDArray[np.float32] | None
     windows: int
     skipped: int
+    passes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Predictor:
@@ -192,6 +195,7 @@ class Predictor:
             from_canonical(entropy[0], scan.orientation) if entropy else None,
             len(scan.windows.starts),
             scan.windows.skipped,
+            {name: self._count(scan, name) for name in OVERLAPS},
         )
 
 

@@ -35,6 +35,7 @@ from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.runs import command_of, is_command, living_owner
 from HybridMIMLib.slicer_side.child import OtherProcess, Process
 from HybridMIMLib.slicer_side.jobs import LOG, Job, launch
+from HybridMIMLib.slicer_side.models import find_model
 from HybridMIMLib.slicer_side.progress import RunProgress
 
 COMMAND = "segment"
@@ -250,7 +251,7 @@ def start_batch(settings: BatchSettings) -> Batch:
     nor the model nor the settings have changed, and all others are tried (again).
 
     Raises:
-        SettingsError: something is not chosen or not there.
+        SettingsError: something is not chosen or not there, or the folder holds results of another model.
         HybridMIMError: the process cannot be started.
     """
     if reason := settings.why_not():
@@ -260,9 +261,27 @@ def start_batch(settings: BatchSettings) -> Batch:
     at_work = attach_batch(folder)
     if at_work is not None:
         return at_work
+    _check_model(settings, folder)
     batch = Batch(folder, *launch(COMMAND, settings.options(), folder))
     _keep_note(settings)
     return batch
+
+
+def _check_model(settings: BatchSettings, folder: Path) -> None:
+    """That the folder is not known to hold results of another model: the list would lose which one that was."""
+    before = next((note for note in _read_notes() if note.folder == folder.absolute()), None)
+    if before is None or not (folder / "run.yaml").is_file():
+        return
+    try:
+        is_same = find_model(before.settings.model).path == find_model(settings.model).path
+    except HybridMIMError:
+        # The process tells what is wrong with it.
+        return
+    if not is_same:
+        raise SettingsError(
+            f"{settings.output} holds results of another model ({before.settings.model})",
+            cure="Choose that model, or another output folder.",
+        )
 
 
 def attach_batch(folder: Path) -> Batch | None:

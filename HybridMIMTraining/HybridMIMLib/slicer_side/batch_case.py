@@ -19,6 +19,7 @@ import slicer
 
 from HybridMIMLib.config import user_path
 from HybridMIMLib.data.model_description import ModelDescription
+from HybridMIMLib.data.package_files import digest_of, open_package, read_hashes
 from HybridMIMLib.errors import DataError, HybridMIMError
 from HybridMIMLib.files import read_json
 from HybridMIMLib.slicer_side.batch import BatchSettings, CaseRow, label_file
@@ -56,7 +57,8 @@ def load_case(batch: BatchSettings, row: CaseRow, scene: Scene) -> Steps[LoadedC
 
     Raises:
         DataError: nobody knows where the scan is.
-        HybridMIMError: scan, label map or model cannot be read; the scene is as it was.
+        HybridMIMError: scan, label map or model cannot be read, or the model is not the one that made the label map;
+            the scene is as it was.
     """
     if not row.scan:
         raise DataError(f"{row.name}: its file is not known", cure="Start the batch again, which lists it anew.")
@@ -104,7 +106,19 @@ def _result_of(batch: BatchSettings, folder: Path, name: str) -> tuple[LabelSour
             f"the model that made this result cannot be read ({error.message})",
             cure=f"Import it again, or load the label map {labels} by hand.",
         ) from error
-    return (_masks(folder, name, model) or labels) if model.overlapping else labels, model, _digest(folder)
+    digest = _digest(folder)
+    if digest and digest != _digest_of(model):
+        # Its classes may be others, and so would be the names of the segments.
+        raise DataError(
+            f"the results in {folder} were made by another model than {model.name} is now",
+            cure=f"Choose the model that made them and start the batch again, or load {labels} by hand.",
+        )
+    return (_masks(folder, name, model) or labels) if model.overlapping else labels, model, digest
+
+
+def _digest_of(model: ModelDescription) -> str:
+    with open_package(model.path) as files:
+        return digest_of(read_hashes(files))
 
 
 def _masks(folder: Path, name: str, model: ModelDescription) -> dict[str, Image]:

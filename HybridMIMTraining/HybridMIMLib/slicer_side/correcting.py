@@ -6,7 +6,8 @@
     'Added as case liver_7. …'
 
 A window asks :func:`why_not` first. Where the folder has other labels of this scan, ``added.state`` is ``exists`` and
-nothing was done: the window asks the user, and calls again with ``replace=True``. Voxels are those of the volume
+nothing was done: the window asks the user, and calls again with ``replace=True``; likewise ``strange`` and
+``new_classes=True``, where it was None. Voxels are those of the volume
 itself: a parent transform, of the volume or of the segmentation, says where they lie in the world and changes nothing
 about them, and the segments are brought onto them. What is checked, and how names become labels, is told in
 :mod:`~HybridMIMLib.data.adding`, which works in a process of its own.
@@ -60,11 +61,14 @@ class AddedCase:
 
     Attributes:
         state: ``added``; ``replaced``; ``unchanged``: it was there just so; ``exists``: the folder has other labels
-            of this scan, and nothing was done.
+            of this scan, and nothing was done; ``strange``: segments are no classes of the folder, and nothing was
+            done.
         name: of the case in the folder.
         image, label: its files.
         kept: folder in which the case is kept that was replaced, or None.
         notes: what the user should know.
+        strangers: names of the segments that are no classes, where that is the state.
+        classes: names of those that the folder has, then.
     """
 
     state: str
@@ -73,6 +77,8 @@ class AddedCase:
     label: Path
     kept: Path | None
     notes: tuple[str, ...]
+    strangers: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def add_to_folder(
     name: str = "",
     segments: Collection[str] | None = None,
     replace: bool = False,
-    new_classes: bool = False,
+    new_classes: bool | None = False,
 ) -> Steps[AddedCase]:
     """Add a scan with its segmentation to a labelled folder, in pieces; neither the scene nor the node is changed.
 
@@ -130,7 +136,8 @@ def add_to_folder(
         name: of the case; empty: that of the volume.
         segments: ids of those that are wanted, or None for all.
         replace: put these labels in the place of others of this scan, which are kept.
-        new_classes: let segments that the folder has no class for become classes of it.
+        new_classes: let segments that the folder has no class for become classes of it; None: where there are such,
+            do nothing, and say which they are.
 
     Returns:
         What has become of it, once the generator is at its end.
@@ -159,7 +166,9 @@ def add_to_folder(
     result, outside = yield from with_folder(partial(_hand_over, volume, segmentation, wanted, job))
     kept = Path(result["kept"]) if result["kept"] else None
     notes = (*outside, *map(str, result["notes"]))
-    return AddedCase(result["state"], result["name"], Path(result["image"]), Path(result["label"]), kept, notes)
+    strangers, classes = (tuple(map(str, result[key])) for key in ("strangers", "classes"))
+    image, label = Path(result["image"]), Path(result["label"])
+    return AddedCase(result["state"], result["name"], image, label, kept, notes, strangers, classes)
 
 
 def describe(added: AddedCase) -> str:
@@ -169,8 +178,18 @@ def describe(added: AddedCase) -> str:
         "replaced": f"The labels of case {added.name} were replaced; the earlier ones are in {added.kept}.",
         "unchanged": f"Case {added.name} is in the folder already, with these labels.",
         "exists": f"Case {added.name} is in the folder already, with other labels. Replace them? They are kept.",
+        "strange": _strange(added),
     }[added.state]
     return " ".join([first, *(f"Note: {note}." for note in added.notes)])
+
+
+def _strange(added: AddedCase) -> str:
+    """The question what is to become of segments that are no classes."""
+    return (
+        f"The folder has the classes {', '.join(added.classes)}, and not {', '.join(added.strangers)}. Add what is "
+        "new as classes? The cases that are there already have nothing of it, so label it in them as well. If it is "
+        "a slip, press Cancel, and rename or remove the segment."
+    )
 
 
 def case_name(volume: Node) -> str:

@@ -21,7 +21,7 @@ import slicer
 from HybridMIMLib import __version__
 from HybridMIMLib.errors import DataError, LabelError, SettingsError
 from HybridMIMLib.files import atomic_path, disk_errors
-from HybridMIMLib.slicer_side.placement import Box, on_volume, segment_box
+from HybridMIMLib.slicer_side.placement import Box, on_volume, segment_box, segment_of
 from HybridMIMLib.slicer_side.provenance import MODEL_TAG, MadeBy, made_by
 from HybridMIMLib.slicer_side.segments import Node, ijk_to_ras
 from HybridMIMLib.slicer_side.steps import Step, Steps, in_thread, part
@@ -136,7 +136,7 @@ def gather(segmentation: Node, volume: Node) -> Steps[SegContent]:
     of_segment = {identifier: one for one in entries for identifier in one.segments.values()}
     ids, segments = list(content.GetSegmentIDs()), []
     for number, identifier in enumerate(ids):
-        segment, text = content.GetSegment(identifier), f"Reading segment {number + 1} of {len(ids)}"
+        segment, text = segment_of(segmentation, identifier), f"Reading segment {number + 1} of {len(ids)}"
         begin, end = number / len(ids), (number + 1) / len(ids)
         box, grid = yield from part(segment_box(segmentation, identifier, text), begin, end)
         box = yield from part(on_volume(segmentation, box, grid, volume, text), begin, end)

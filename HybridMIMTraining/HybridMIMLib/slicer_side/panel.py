@@ -173,7 +173,8 @@ class JobPanel:
 
 
 def _with_warnings(text: str, warnings: list[str]) -> str:
-    """The message, and the first warnings; a folder may give hundreds."""
+    """The message, and the first warnings; a folder may give hundreds, and a log that was gone on with the same."""
+    warnings = list(dict.fromkeys(warnings))
     lines = [text, *(_("Warning: {text}").format(text=one) for one in warnings[:_WARNINGS])]
     if len(warnings) > _WARNINGS:
         lines.append(_("… and {count} more, see the log.").format(count=len(warnings) - _WARNINGS))

@@ -110,9 +110,23 @@ def segment_box(segmentation: Node, identifier: str, text: str) -> Steps[tuple[B
     Raises:
         RunError: the segment was changed or removed meanwhile.
     """
+    value = segment_of(segmentation, identifier).GetLabelValue()
     image = _image_of(segmentation, identifier)
-    value = segmentation.GetSegmentation().GetSegment(identifier).GetLabelValue()
     return (yield from image_box(image, value, segmentation.GetName() or "The segmentation", text)), grid_of(image)
+
+
+def segment_of(segmentation: Node, identifier: str) -> Any:
+    """The ``vtkSegment`` of an id that was there a moment ago.
+
+    Raises:
+        RunError: it has been removed.
+    """
+    segment = segmentation.GetSegmentation().GetSegment(identifier)
+    if segment is None:
+        raise RunError(
+            f"{segmentation.GetName()} lost the segment {identifier} while it was looked at", cure="Do it again."
+        )
+    return segment
 
 
 def on_volume(node: Node, box: Box, grid: np.ndarray, volume: Node, text: str) -> Steps[Box]:
@@ -165,7 +179,7 @@ def _assembled(planes: dict[int, np.ndarray], extent: tuple[int, ...]) -> Box:
 
 def _image_of(segmentation: Node, identifier: str) -> Any:
     """The image of a segment; one that is made of surfaces alone gets one that the node does not keep."""
-    image = segmentation.GetSegmentation().GetSegment(identifier).GetRepresentation(BINARY_LABELMAP)
+    image = segment_of(segmentation, identifier).GetRepresentation(BINARY_LABELMAP)
     if image is None:
         image = slicer.vtkOrientedImageData()
         make = slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation

@@ -19,6 +19,14 @@ PHASES = {
     "estimate": "Trying a few steps",
 }
 
+_IN_A_TERMINAL = {
+    " with --output, and run the command again": ", then start again",
+    " with --output": "",
+    " (--config)": "",
+    "another --output": "another output folder",
+}
+"""Words of cures that help nobody who works in a window, and what they mean there."""
+
 
 LOSS = "loss: "
 """How the name of a loss begins: one may be called dice, and a score too; one should fall, the other rise."""
@@ -84,8 +92,8 @@ class RunProgress:
             self.outcome, self.message = str(event.get("outcome", "")), self.for_user(str(event.get("message", "")))
 
     def for_user(self, text: str) -> str:
-        """A text with the names that the user knows."""
-        for name, called in self.called.items():
+        """A text with the names that the user knows, and without options of commands."""
+        for name, called in {**_IN_A_TERMINAL, **self.called}.items():
             text = text.replace(name, called)
         return text
 

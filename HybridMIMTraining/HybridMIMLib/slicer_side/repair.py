@@ -148,7 +148,7 @@ def repair(broken: Mapping[str, str]) -> PipWork:
     write_text(kept, "\n".join(constraints()) + "\n")
     options = ["--force-reinstall", "--no-deps", "--only-binary=:all:", "-c", str(kept)]
     listed = ", ".join(wanted)
-    return PipWork(["install", *options, *wanted], f"repairing {listed}", lambda: f"Repaired: {listed}.")
+    return PipWork(["install", *options, *wanted], f"Repairing {listed}", lambda: f"Repaired: {listed}.")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def remove(removal: Removal, data: Collection[Path] = ()) -> PipWork:
             installed.note(f"removed {folder}")
         return f"Removed {len(names)} package(s). Restart Slicer before they are installed again."
 
-    return PipWork(["uninstall", "-y", *names], f"removing {', '.join(names)}", end)
+    return PipWork(["uninstall", "-y", *names], f"Removing {', '.join(names)}", end)
 
 
 def _why_pip_failed(code: int | None, lines: Sequence[str]) -> RunError:

@@ -42,7 +42,7 @@ from HybridMIMLib.slicer_side.provenance import (
     made_by,
     made_with_model,
 )
-from HybridMIMLib.slicer_side.segment_table import Row, add_table, dice_with, match_names, ml_of_voxel
+from HybridMIMLib.slicer_side.segment_table import Row, add_table, dice_with, match_names, ml_of_voxel, why_no_dice
 from HybridMIMLib.slicer_side.segments import (
     BINARY_LABELMAP,
     Node,
@@ -94,6 +94,7 @@ class Result:
         rows: what was measured, in the order of the classes.
         table: its node, or None.
         backup: node with what was replaced, or None; see :func:`exchange`.
+        notes: what the user should know of it, each without a full stop.
     """
 
     segmentation: Node
@@ -102,6 +103,7 @@ class Result:
     rows: list[Row]
     table: Node | None = None
     backup: Node | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -111,10 +113,12 @@ class Made:
     Attributes:
         segments: ``vtkSegment`` by label.
         rows: what was measured, in the same order.
+        notes: why something was not.
     """
 
     segments: dict[int, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def why_no_output(output: Output, model: ModelDescription | None = None) -> str:
@@ -170,7 +174,7 @@ def put_in_scene(
         message, _, cure = reason.partition("; ")
         raise SettingsError(message, cure=f"{cure[:1].upper()}{cure[1:]}" or "Choose another output.")
     keep = classes_to_keep(model, output)
-    watched = _Watched(volume, output.segmentation if output.mode == "append" else None)
+    watched = _Watched(volume, output)
     shape = volume.GetImageData().GetDimensions()
     read = in_thread(
         lambda: take_apart(labels, shape, model.classes, keep, volume.GetName()), Step(0.5, "Reading the result")
@@ -182,7 +186,8 @@ def put_in_scene(
         relation = Relation(volume.GetParentTransformNode(), target.GetParentTransformNode())
     made = Made()
     made.segments = yield from part(make_segments(layers, keep, ijk_to_ras(volume), relation), _READ, _MADE)
-    made.rows = yield from part(_measured(layers, keep, volume, output.reference), _MADE, 0.9 * _MEASURED)
+    measuring = _measured(layers, keep, volume, output.reference, made.notes)
+    made.rows = yield from part(measuring, _MADE, 0.9 * _MEASURED)
     if target is not None and output.mode != "new" and has_surfaces(target.GetSegmentation()):
         # Slicer would make them as they are added: all in one go, and each from the whole image.
         segments = list(made.segments.values())
@@ -297,8 +302,10 @@ class _Content:
 class _Watched:
     """What must not change between the beginning and the end."""
 
-    def __init__(self, volume: Node, target: Node | None) -> None:
-        self._volume, self._target = volume, target
+    def __init__(self, volume: Node, output: Output) -> None:
+        self._volume, self._target = volume, output.segmentation if output.mode != "new" else None
+        # What is replaced may be moved and edited: its backup keeps it as it is at the end.
+        self._stays = self._target if output.mode == "append" else None
         self._before = self._state()
 
     def check(self) -> None:
@@ -320,8 +327,8 @@ class _Watched:
     def _state(self) -> tuple[Any, ...]:
         image = self._volume.GetImageData()
         state: list[Any] = [image.GetDimensions() if image is not None else (), ijk_to_ras(self._volume).tolist()]
-        if self._target is not None:
-            state += [_chain(self._volume), _chain(self._target)]
+        if self._stays is not None:
+            state += [_chain(self._volume), _chain(self._stays)]
         return tuple(state)
 
 
@@ -336,21 +343,44 @@ def _chain(node: Node) -> list[tuple[str, int]]:
 
 
 def _measured(
-    layers: LabelLayers, classes: Sequence[LabelClass], volume: Node, reference: Node | None
+    layers: LabelLayers, classes: Sequence[LabelClass], volume: Node, reference: Node | None, notes: list[str]
 ) -> Steps[list[Row]]:
-    ml, rows = ml_of_voxel(ijk_to_ras(volume)), []
-    partners = match_names({str(one.label): one.name for one in classes}, reference) if reference is not None else {}
+    ml, agreement = ml_of_voxel(ijk_to_ras(volume)), dict[int, float | None]()
+    if reference is not None:
+        try:
+            agreement = yield from compared(layers, classes, volume, reference)
+        except HybridMIMError as error:
+            # The result is there, and does not depend on what it is compared with.
+            notes.append(f"the result was not compared with {reference.GetName()}: {error.message}")
+    voxels = layers.voxels
+    rows = [Row(one.name, voxels[one.label], voxels[one.label] * ml, agreement.get(one.label)) for one in classes]
+    if reference is not None and not notes and (reason := why_no_dice(rows, reference)):
+        notes.append(reason)
+    return rows
+
+
+def compared(
+    layers: LabelLayers, classes: Sequence[LabelClass], volume: Node, reference: Node
+) -> Steps[dict[int, float | None]]:
+    """Dice by label, of the classes that the reference has, too; for an item of a sequence as well.
+
+    Raises:
+        RunError: the reference was changed or removed meanwhile.
+        HybridMIMError: it lies under a warping transform that cannot be undone.
+    """
+    found: dict[int, float | None] = {}
+    partners = match_names({str(one.label): one.name for one in classes}, reference)
     for number, one in enumerate(classes):
-        voxels, agreement = layers.voxels[one.label], None
         partner = partners.get(str(one.label))
-        if partner is not None and reference is not None:
-            text = f"Comparing {one.name}"
-            layer = layers.of(one.label)
+        if partner is not None:
+            text, layer = f"Comparing {one.name}", layers.of(one.label)
             mask = yield from in_thread(partial(layer.mask, one.label), Step(number / len(classes), text))
             compare = dice_with(Box(layer.first, mask), reference, partner, volume, text)
-            agreement = yield from part(compare, number / len(classes), (number + 1) / len(classes))
-        rows.append(Row(one.name, voxels, voxels * ml, agreement))
-    return rows
+            found[one.label] = yield from part(compare, number / len(classes), (number + 1) / len(classes))
+            if reference.GetScene() is None:
+                # Without a scene nobody knows its transform.
+                raise RunError(f"{reference.GetName()} was removed from the scene", cure="Measure again.")
+    return found
 
 
 def assembled(segments: Mapping[int, Any]) -> Any:
@@ -388,7 +418,8 @@ def _put_in(
             table = add_table(node, made.rows, volume.GetScene().GenerateUniqueName(f"{node.GetName()} volumes"))
             undo.callback(remove_node, table)
         undo.pop_all()
-    return Result(node, segments, [row.name for row in made.rows if not row.voxels], list(made.rows), table, backup)
+    empty = [row.name for row in made.rows if not row.voxels]
+    return Result(node, segments, empty, list(made.rows), table, backup, made.notes)
 
 
 def add_segmentation(volume: Node, segments: Mapping[int, Any], name: str, undo: ExitStack) -> Node:
@@ -460,6 +491,8 @@ def _announce(node: Node) -> None:
     """Tell who lists segments that they are others now: without an id this event means all of them."""
     node.InvokeCustomModifiedEvent(slicer.vtkSegmentation.SegmentAdded)
     node.Modified()
+    # Segments that come from another node may be older than the file: Slicer would not save them.
+    node.StorableModified()
 
 
 def remove_node(node: Node) -> None:

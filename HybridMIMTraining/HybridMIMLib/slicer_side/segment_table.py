@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import vtk
 
-from HybridMIMLib.slicer_side.placement import Box, on_volume, segment_box
+from HybridMIMLib.slicer_side.placement import Box, on_volume, segment_box, segment_of
 from HybridMIMLib.slicer_side.segments import Node, Scene, join_subject_hierarchy
 from HybridMIMLib.slicer_side.steps import Step, Steps, in_thread, part
 
@@ -51,6 +51,7 @@ def measure(segmentation: Node, volume: Node, reference: Node | None = None) -> 
         reference: another segmentation, on whatever grid and under whatever transform.
 
     Raises:
+        RunError: a segment was changed or removed meanwhile.
         HybridMIMError: the reference lies under a warping transform that cannot be undone.
     """
     content = segmentation.GetSegmentation()
@@ -58,7 +59,7 @@ def measure(segmentation: Node, volume: Node, reference: Node | None = None) -> 
     partners = matches(segmentation, ids, reference) if reference is not None else {}
     rows = []
     for number, identifier in enumerate(ids):
-        name, text = content.GetSegment(identifier).GetName(), f"Measuring ({number + 1} of {len(ids)})"
+        name, text = segment_of(segmentation, identifier).GetName(), f"Measuring ({number + 1} of {len(ids)})"
         begin, end = number / len(ids), (number + 1) / len(ids)
         box, grid = yield from part(segment_box(segmentation, identifier, text), begin, end)
         voxels = int(np.count_nonzero(box.values))
@@ -83,6 +84,19 @@ def match_names(names: dict[str, str], reference: Node) -> dict[str, str]:
     if len(names) == 1 == len(by_name):
         return {one: next(iter(by_name.values())) for one in names}
     return {one: by_name[_plain(name)] for one, name in names.items() if _plain(name) in by_name}
+
+
+def why_no_dice(rows: Sequence[Row], reference: Node) -> str:
+    """Why no row could be compared with a reference, without a full stop; empty if one could."""
+    if not rows or any(row.dice is not None for row in rows):
+        return ""
+    content = reference.GetSegmentation()
+    theirs = ", ".join(content.GetNthSegment(number).GetName() for number in range(content.GetNumberOfSegments()))
+    mine = ", ".join(row.name for row in rows)
+    return (
+        f"nothing could be compared with {reference.GetName()}: segments are compared with those of their name, here "
+        f"{mine}, and it has {theirs or 'none'}"
+    )
 
 
 def dice_with(

@@ -23,6 +23,7 @@ from HybridMIMLib.data.model_description import ModelDescription
 from HybridMIMLib.errors import DiskError, HybridMIMError, RunError, SettingsError
 from HybridMIMLib.slicer_side.background import Background
 from HybridMIMLib.slicer_side.environment import missing_packages
+from HybridMIMLib.slicer_side.expected_time import ml_of, note_time
 from HybridMIMLib.slicer_side.inputs import Given, make_inputs, why_not
 from HybridMIMLib.slicer_side.job_folder import ROOM, JobFolder
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, STOPPED, STOPPING, Work
@@ -52,6 +53,8 @@ _Looks: TypeAlias = Generator[Union[Step, None], None, T]
 
 _BUDGET = 0.02
 """Seconds of a look after which no further piece is begun."""
+_PATIENCE = 1.0
+"""Seconds after which a worker that has not begun is one that is still being started."""
 _PHASES = {"load": "Loading the model", "read": "Reading the scan", "segment": "Segmenting", "write": "Writing"}
 _STOPPED = RunError("Stopped", cure="Start it again.")
 
@@ -98,6 +101,9 @@ class SegmentationJob(Work):
         HybridMIMError: the worker cannot be started, or there is no place for temporary files.
     """
 
+    SECONDS_TO_END = 3.0
+    """The worker has nothing to put in order: killed, it costs the next request no more than a new start."""
+
     def __init__(
         self,
         volume: Given,
@@ -123,6 +129,7 @@ class SegmentationJob(Work):
         self._threads: list[Background[Any]] = []
         self._problem: Exception | None = None
         self._gone = ""
+        self._was_warm, self._began = warm_worker().running, time.monotonic()
         # It gets ready while the scan is copied.
         warm_worker().start()
         self._folder = JobFolder()
@@ -167,15 +174,28 @@ class SegmentationJob(Work):
     # --- looking --------------------------------------------------------------------------------------------
 
     def _notice(self) -> None:
-        """See what else has happened: inputs that went, a worker that does not obey."""
+        """See what else has happened: nodes that went, a worker that does not obey."""
         if not self._gone and not self.inputs.is_there():
             self._gone = (
                 f"The volume {self.inputs.name} was removed from the scene, so its segmentation was stopped. "
                 "Load it again, then start again."
             )
             self.cancel()
+        target = self._target
+        if not self._gone and target is not None and target.GetScene() is None:
+            # Nobody waits for a result that has no place to go.
+            self._gone = (
+                f"The segmentation {target.GetName()}, to which the result was to go, was removed from the scene, so "
+                "this was stopped. Choose another output, then start again."
+            )
+            self.cancel()
         if self._asked and time.monotonic() - self._asked > self.SECONDS_TO_END:
             self._kill_worker()
+
+    @property
+    def _target(self) -> Node | None:
+        """What is replaced or appended to; once the result is in, it may go."""
+        return self.output.segmentation if self.output.mode != "new" and self.made is None else None
 
     @property
     def _is_open(self) -> bool:
@@ -241,6 +261,7 @@ class SegmentationJob(Work):
             yield from self._segment(item, sent)
             labels.append((yield from self._labels(item, sent)))
         self._check_unchanged()
+        yield from self._note_time()
         yield from self._put(labels)
 
     def _send(self, item: int) -> _Looks[_Sent]:
@@ -282,10 +303,14 @@ class SegmentationJob(Work):
             **layers,
         )
         last: Mapping[str, Any] = {}
+        late = time.monotonic() + _PATIENCE
         while request.open:
             for answer in request.take():
                 last = answer
                 self._hear(answer, item)
+            if last.get("event") in (None, "accepted") and time.monotonic() > late:
+                # It loads PyTorch, which takes a while where nobody asked it before.
+                self._tell("Starting the process that segments", None)
             if request.open:
                 yield None
         if last.get("event") == "done":
@@ -330,6 +355,14 @@ class SegmentationJob(Work):
 
         return (yield from self._beside(read, Step(0, f"Reading the result{self._which(item)}")))
 
+    def _note_time(self) -> _Looks[None]:
+        """Keep what it took, for the next time; not of a part of a scan, nor with settings that no preset has."""
+        if any(one is not None for one in self._regions) or set(self._inference) - {"preset"}:
+            return
+        seconds, ml = time.monotonic() - self._began, ml_of(self.inputs)
+        note = partial(note_time, self.model, self.device, ml, self.answers, seconds, self._was_warm)
+        yield from self._beside(note, Step(1, "Reading the result"))
+
     def _put(self, labels: list[LabelSource]) -> _Looks[None]:
         """Put the result into the scene, in one piece at the end."""
         how = self.model, self.output, self._made_with()
@@ -338,6 +371,8 @@ class SegmentationJob(Work):
         else:
             self.made = yield from put_in_scene(self.volume, labels[0], *how)
         self.segmentation, self.empty = self.made.segmentation, self.made.empty
+        for note in self.made.notes:
+            self._note(f"{note}.", "warning")
 
     def _made_with(self) -> dict[str, Any]:
         """What the result keeps of how it came about."""
@@ -397,8 +432,15 @@ class SegmentationJob(Work):
     def _find_regions(self, roi: Node | None) -> list[Region | None]:
         if roi is None:
             return [None] * self.inputs.items
-        transform = self.inputs.transform
-        return [region_of(roi, self.inputs.volumes(item)[0], transform) for item in range(self.inputs.items)]
+        transform, found, regions = self.inputs.transform, dict[tuple[Any, ...], Region](), []
+        for item in range(self.inputs.items):
+            volume = self.inputs.volumes(item)[0]
+            grid = volume.GetImageData().GetDimensions(), ijk_to_ras(volume).tobytes()
+            # Under a warping transform it takes tens of milliseconds, and most items lie on one grid.
+            if grid not in found:
+                found[grid] = region_of(roi, volume, transform)
+            regions.append(found[grid])
+        return list(regions)
 
     def _part(self, region: Region, volume: Node, shape: Triple) -> tuple[Triple, Triple]:
         """Which part of the volume the worker gets: the region and half a window more on each side.

@@ -18,7 +18,7 @@ import slicer
 
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.model_description import ModelDescription
-from HybridMIMLib.errors import LabelError, RunError, SettingsError
+from HybridMIMLib.errors import HybridMIMError, LabelError, RunError, SettingsError
 from HybridMIMLib.slicer_side.label_layers import LabelSource, take_apart
 from HybridMIMLib.slicer_side.placement import Relation
 from HybridMIMLib.slicer_side.provenance import MadeBy, keep_made_by, made_by, made_with_model
@@ -30,13 +30,14 @@ from HybridMIMLib.slicer_side.results import (
     assembled,
     browser_of,
     classes_to_keep,
+    compared,
     free_ids,
     make_segments,
     remove_node,
     tag_segments,
     why_no_output,
 )
-from HybridMIMLib.slicer_side.segment_table import Row, add_table, ml_of_voxel
+from HybridMIMLib.slicer_side.segment_table import Row, add_table, ml_of_voxel, why_no_dice
 from HybridMIMLib.slicer_side.segments import Node, ijk_to_ras, join_subject_hierarchy
 from HybridMIMLib.slicer_side.steps import Step, Steps, in_thread, part
 
@@ -54,7 +55,7 @@ def put_sequence_in_scene(
         sequence: ``vtkMRMLSequenceNode`` of the scans, in a scene.
         labels: for each item, as for :func:`~HybridMIMLib.slicer_side.results.put_in_scene`.
         output: to replace or append to: the node that shows the items of a sequence of segmentations with the same
-            index values. No reference is compared with.
+            index values. A reference is compared with where it shows such a sequence, too, item by item.
         made_with: as for ``put_in_scene``.
 
     Returns:
@@ -84,15 +85,21 @@ def put_sequence_in_scene(
         relation = Relation(above, output.segmentation.GetParentTransformNode())
     items: list[dict[int, Any]] = []
     rows: list[list[Row]] = []
+    references, notes = _references(sequence, output.reference)
     for number, one in enumerate(labels):
-        made = _item(sequence, number, one, model, classes_to_keep(model, output), relation)
+        made = _item(
+            sequence, number, one, model, classes_to_keep(model, output), relation, references[number], notes
+        )
         segments, measured = yield from part(made, number / count, (number + 1) / count)
         items.append(segments)
         rows.append(measured)
     watched.check()
     yield Step(1.0, "Showing the result")
     watched.check()
-    return _put_in(sequence, items, rows, model, output, made_with)
+    if output.reference is not None and not notes:
+        nothing = why_no_dice([row for measured in rows for row in measured], references[0])
+        notes += [nothing] if nothing else []
+    return _put_in(sequence, items, rows, model, output, made_with, notes)
 
 
 def why_no_sequence_output(sequence: Node, output: Output, model: ModelDescription | None = None) -> str:
@@ -124,8 +131,15 @@ def _item(
     model: ModelDescription,
     keep: list[LabelClass],
     relation: Relation,
+    reference: Node | None,
+    notes: list[str],
 ) -> Steps[tuple[dict[int, Any], list[Row]]]:
-    """The segments of an item, and what was measured of them."""
+    """The segments of an item, and what was measured of them.
+
+    Args:
+        reference: item to compare with, or None.
+        notes: get what the user should know.
+    """
     volume = sequence.GetNthDataNode(number)
     name, shape = f"{sequence.GetName()}, item {number + 1}", volume.GetImageData().GetDimensions()
     text = f"Reading the result of item {number + 1} of {sequence.GetNumberOfDataNodes()}"
@@ -133,8 +147,32 @@ def _item(
         in_thread(lambda: take_apart(labels, shape, model.classes, keep, name), Step(0.5, text)), 0.0, 0.7
     )
     segments = yield from part(make_segments(layers, keep, ijk_to_ras(volume), relation), 0.7, 1.0)
-    ml = ml_of_voxel(ijk_to_ras(volume))
-    return segments, [Row(one.name, layers.voxels[one.label], layers.voxels[one.label] * ml) for one in keep]
+    agreement: dict[int, float | None] = {}
+    if reference is not None:
+        try:
+            agreement = yield from part(compared(layers, keep, volume, reference), 1.0, 1.0)
+        except HybridMIMError as error:
+            # The result is there, and does not depend on what it is compared with.
+            notes.append(f"item {number + 1} was not compared: {error.message}")
+    ml, voxels = ml_of_voxel(ijk_to_ras(volume)), layers.voxels
+    return segments, [Row(o.name, voxels[o.label], voxels[o.label] * ml, agreement.get(o.label)) for o in keep]
+
+
+def _references(sequence: Node, reference: Node | None) -> tuple[list[Node | None], list[str]]:
+    """For each item what it is compared with, and why it is compared with nothing, if that was wanted."""
+    count = sequence.GetNumberOfDataNodes()
+    if reference is None:
+        return [None] * count, []
+    theirs, shown = _sequence_of(reference), proxy_of(sequence)
+    above = shown.GetTransformNodeID() if shown is not None else None
+    reason = ""
+    if theirs is None or _values(theirs) != _values(sequence):
+        reason = f"it shows no sequence with the items of {sequence.GetName()}"
+    elif reference.GetTransformNodeID() != above:
+        reason = "it lies under another transform"
+    if theirs is None or reason:
+        return [None] * count, [f"the result was not compared with {reference.GetName()}: {reason}"]
+    return [theirs.GetNthDataNode(number) for number in range(count)], []
 
 
 def _put_in(
@@ -144,6 +182,7 @@ def _put_in(
     model: ModelDescription,
     output: Output,
     made_with: Mapping[str, Any],
+    notes: list[str],
 ) -> Result:
     """The one piece that changes the scene; what fails in it takes everything back."""
     scene, target, backup = sequence.GetScene(), output.segmentation, None
@@ -178,7 +217,8 @@ def _put_in(
         undo.pop_all()
     found = {row.name for measured in rows for row in measured if row.voxels}
     empty = [row.name for row in rows[0] if row.name not in found] if rows else []
-    return Result(node, dict(entry.segments), empty, [row for measured in rows for row in measured], table, backup)
+    every = [row for measured in rows for row in measured]
+    return Result(node, dict(entry.segments), empty, every, table, backup, notes)
 
 
 def _new_sequence(sequence: Node, items: Sequence[dict[int, Any]], name: str) -> Node:

@@ -8,6 +8,7 @@ from typing import Any
 import slicer
 import vtk
 
+from HybridMIMLib.errors import RunError
 from HybridMIMLib.slicer_side.label_layers import vtk_scalars
 from HybridMIMLib.slicer_side.placement import Box, grid_of, image_box
 from HybridMIMLib.slicer_side.segments import BINARY_LABELMAP, Node, oriented_image
@@ -20,10 +21,16 @@ def show_in_3d(node: Node) -> Steps[None]:
     """Make the surfaces that a segmentation lacks, and show it in 3D views.
 
     The longest piece is the surface of the largest segment. Closed early, no surface was added.
+
+    Raises:
+        RunError: a segment was added, removed or changed meanwhile.
     """
     segmentation = node.GetSegmentation()
     segments = [segmentation.GetNthSegment(number) for number in range(segmentation.GetNumberOfSegments())]
+    before = _stamps(segmentation)
     made = yield from make_surfaces(segments, segmentation)
+    if node.GetSegmentation() is not segmentation or _stamps(segmentation) != before:
+        raise RunError(f"{node.GetName()} was changed while its surfaces were made", cure="Show it in 3D again.")
     for segment, surface in zip(segments, made):
         segment.AddRepresentation(CLOSED_SURFACE, surface)
     segmentation.InvokeEvent(slicer.vtkSegmentation.ContainedRepresentationNamesModified)
@@ -32,6 +39,15 @@ def show_in_3d(node: Node) -> Steps[None]:
     display.SetPreferredDisplayRepresentationName3D(CLOSED_SURFACE)
     display.SetVisibility3D(True)
     display.SetVisibility(True)
+
+
+def _stamps(segmentation: Any) -> list[tuple[str, int]]:
+    """Changes when a segment comes or goes, or its voxels change."""
+    found = []
+    for identifier in segmentation.GetSegmentIDs():
+        image = segmentation.GetSegment(identifier).GetRepresentation(BINARY_LABELMAP)
+        found.append((identifier, image.GetMTime() if image is not None else 0))
+    return found
 
 
 def has_surfaces(segmentation: Any) -> bool:

@@ -183,6 +183,21 @@ def test_new_classes_join_the_old_ones_when_asked(cases: Path, tmp_path: Path) -
     assert dataset.partial and [one.label for one in dataset.classes] == [1, 2, 9, 10]
 
 
+def test_who_would_ask_the_user_is_told_what_is_new_and_nothing_is_done(cases: Path, tmp_path: Path) -> None:
+    before = everything(cases)
+    segments = (BRIGHT, NewSegment(2, "Spleen"), NewSegment(3, "Liver"))
+    found = add_case(cases, new_case(tmp_path / "x", segments=segments), new_classes=None)
+    assert (found.state, found.strangers, found.classes) == ("strange", ("Spleen", "Liver"), ("Bright", "Dark"))
+    assert adding.Added.from_json(json.loads(json.dumps(found.to_json()))) == found
+    # What no answer of the user's would help with is told at once.
+    twice = (NewSegment(1, "Spleen"), NewSegment(2, "spleen"))
+    with pytest.raises(SettingsError, match="are both one class"):
+        add_case(cases, new_case(tmp_path / "y", segments=twice), new_classes=None)
+    assert everything(cases) == before
+    assert add_case(cases, new_case(tmp_path / "z"), new_classes=None).state == "added"
+    assert add_case(tmp_path / "new", new_case(tmp_path / "n", segments=segments), new_classes=None).state == "added"
+
+
 def test_names_that_a_folder_cannot_have_are_told_before_it_is_changed(cases: Path, tmp_path: Path) -> None:
     before = everything(cases)
     with pytest.raises(DataError, match="called 'mean'"):
@@ -202,6 +217,9 @@ def test_folders_that_are_not_ours_to_change_are_refused(cases: Path, tmp_path: 
     write_image(tmp_path / "plain" / "a.nrrd", np.arange(720, dtype=np.float32).reshape(GRID.shape), GRID)
     with pytest.raises(DataError, match="has no labels that belong to images"):
         add_case(tmp_path / "plain", new)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="is a file. Choose a folder"):
+        add_case(tmp_path / "thesis.txt", new_case(tmp_path))
 
 
 def test_labels_of_another_grid_or_scan_are_refused(cases: Path, tmp_path: Path) -> None:

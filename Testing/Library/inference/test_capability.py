@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from HybridMIMLib import machine_notes
 from HybridMIMLib.inference import capability as capability_module
-from HybridMIMLib.inference import machine_notes
 from HybridMIMLib.inference.capability import (
     BATCHES,
     Capability,
@@ -26,8 +26,8 @@ from HybridMIMLib.inference.capability import (
     probe,
     relative_difference,
 )
-from HybridMIMLib.inference.machine_notes import NAME, recall, remember
 from HybridMIMLib.inference.torch_engine import TorchEngine
+from HybridMIMLib.machine_notes import NAME, recall, remember
 
 CPU = torch.device("cpu")
 HALF = torch.float16

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,19 @@ def test_what_cannot_start_says_why_and_writes_nothing(
     with pytest.raises(SettingsError, match=words):
         start_batch(BatchSettings(**{**good, **changed}))
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_results_of_another_model_are_not_gone_on_with(
+    tmp_path: Path, workspace: Path, instead: Callable[[str], None]
+) -> None:
+    instead("(run / 'run.yaml').touch()")
+    models = [str(save_threshold_model(tmp_path / name, name)) for name in ("one", "two")]
+    first, second = (replace(settings_for(tmp_path), model=model) for model in models)
+    finish(start_batch(first))
+    with pytest.raises(SettingsError, match=r"results of another model .*one\). Choose that model"):
+        start_batch(second)
+    assert recent_batches()[0].settings.model == first.model, "by which its results are read"
+    finish(start_batch(first))
 
 
 def test_a_list_of_batches_that_is_damaged_is_begun_anew(tmp_path: Path, workspace: Path) -> None:

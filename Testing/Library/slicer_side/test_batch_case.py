@@ -100,6 +100,16 @@ def test_what_cannot_be_read_leaves_the_scene_as_it_was(held: HeadlessScene, bat
     assert contents(held) == before
 
 
+def test_another_model_gives_no_names_to_a_result(
+    held: HeadlessScene, batch: BatchSettings, unicode_folder: Path
+) -> None:
+    before = contents(held)
+    other = save_threshold_model(unicode_folder / "other", "Another")
+    with pytest.raises(DataError, match="made by another model than Another"):
+        finish(load_case(BatchSettings(batch.scans, str(other), batch.output), row(batch), held.scene))
+    assert contents(held) == before
+
+
 def test_closed_at_any_piece_it_leaves_nothing(held: HeadlessScene, batch: BatchSettings) -> None:
     # The tree, once it has been asked for, has an item for the scene.
     tree_items(held)

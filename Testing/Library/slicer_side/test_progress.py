@@ -141,3 +141,15 @@ def test_memory_stays_known_until_it_is_told_anew() -> None:
     progress.take({**at("pretrain", 1, 9, 1), "memory": {"process": 5e9, "gpu": None, "x": 10**400}})
     progress.take({**at("pretrain", 2, 9, 1), "memory": "much"})
     assert progress.memory == {"process": 5_000_000_000}
+
+
+def test_cures_for_a_terminal_are_put_into_words_for_a_window() -> None:
+    progress = RunProgress()
+    for cure in (
+        "Free some space, or choose another folder with --output, and run the command again.",
+        "Choose an empty or new folder with --output.",
+        "Give the same settings (--config) to continue it, or another --output.",
+    ):
+        progress.take({"kind": "end", "outcome": "failed", "message": f"it failed. {cure}"})
+        assert "--" not in progress.message and "()" not in progress.message and progress.message.endswith(".")
+    assert progress.message == "it failed. Give the same settings to continue it, or another output folder."

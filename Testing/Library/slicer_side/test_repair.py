@@ -107,7 +107,7 @@ def test_only_what_we_brought_goes_and_nothing_that_others_need(slicer: Slicer, 
     assert (tmp_path / "workspace" / "runs" / "a" / "checkpoint.pt").exists()
     assert set(ours()) == {"shared"}
     log = "\n".join(log_lines())
-    assert "removing helper, mine" in log and "removed mine 1.0" in log and "Successfully uninstalled mine" in log
+    assert "Removing helper, mine" in log and "removed mine 1.0" in log and "Successfully uninstalled mine" in log
     with pytest.raises(SettingsError, match="nothing that could be removed"):
         remove(plan_removal())
 

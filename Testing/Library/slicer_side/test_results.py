@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.errors import HybridMIMError, LabelError, RunError, SettingsError
 from HybridMIMLib.slicer_side import results
+from HybridMIMLib.slicer_side.placement import segment_box
 from HybridMIMLib.slicer_side.provenance import made_by
 from HybridMIMLib.slicer_side.results import Output, Result, backups, put_in_scene, restore, why_no_output
 from HybridMIMLib.slicer_side.scene import HeadlessScene, headless_scene, write_segmentation
 from HybridMIMLib.slicer_side.segments import segmentation_node, volume_node
 from HybridMIMLib.slicer_side.steps import Step, finish
-from HybridMIMLib.slicer_side.surfaces import CLOSED_SURFACE, show_in_3d
+from HybridMIMLib.slicer_side.surfaces import CLOSED_SURFACE, has_surfaces, show_in_3d
 
 OWN = LabelClass(1, "drawn by hand", (0.5, 0.5, 0.5))
 
@@ -232,6 +233,74 @@ def test_changes_meanwhile_are_noticed(held: HeadlessScene, what: str) -> None:
         finish(steps)
     assert target.GetSegmentation().GetNumberOfSegments() == 1
     assert held.scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 0
+
+
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_a_target_that_goes_at_the_last_moment(held: HeadlessScene, mode: Any) -> None:
+    volume = small.volume(held.scene)
+    target = drawn(held, volume)
+    steps = put_in_scene(volume, small.labels(), small.model(), Output(mode, target), {})
+    while next(steps).text != "Showing the result":
+        pass
+    held.scene.RemoveNode(target)
+    before = small.fingerprint(held.scene)
+    with pytest.raises(RunError, match="removed from the scene"):
+        finish(steps)
+    assert small.fingerprint(held.scene) == before and target.GetSegmentation().GetNumberOfSegments() == 1
+
+
+def test_what_was_exchanged_is_to_be_saved_again(held: HeadlessScene, tmp_path: Path) -> None:
+    volume = small.volume(held.scene)
+    target = drawn(held, volume)
+    backup = put(volume, Output("replace", target)).backup
+    for node in (target, backup):
+        node.AddDefaultStorageNode()
+        node.GetStorageNode().SetFileName(str(tmp_path / f"{node.GetID()}.seg.nrrd"))
+        assert node.GetStorageNode().WriteData(node) and not node.GetModifiedSinceRead()
+    restore(backup)
+    assert target.GetModifiedSinceRead() and backup.GetModifiedSinceRead(), "or Slicer would not offer to save them"
+
+
+def test_a_reference_that_cannot_be_compared_with_costs_no_result(held: HeadlessScene) -> None:
+    volume = small.volume(held.scene)
+    other = finish(put_in_scene(volume, small.labels(), small.model(), Output(), {})).segmentation
+    small.put_under(other, small.transform(held.scene, "grid", strength=40.0))
+    result = put(volume, Output(reference=other))
+    assert "was not compared" in result.notes[0] and "cannot be undone" in result.notes[0]
+    assert result.segmentation.GetSegmentation().GetNumberOfSegments() == 3
+    assert all(row.dice is None for row in result.rows)
+
+
+def test_a_reference_with_other_names_is_told(held: HeadlessScene) -> None:
+    volume = small.volume(held.scene)
+    reference = put(volume).segmentation
+    assert put(volume, Output(reference=reference)).notes == []
+    content = reference.GetSegmentation()
+    for number in range(content.GetNumberOfSegments()):
+        content.GetNthSegment(number).SetName(f"Struct {number}")
+    [note] = put(volume, Output(reference=reference)).notes
+    assert note.startswith(f"nothing could be compared with {reference.GetName()}") and "Struct 1" in note
+
+
+def test_surfaces_of_what_was_changed_meanwhile_are_not_shown(held: HeadlessScene) -> None:
+    node = put(small.volume(held.scene)).segmentation
+    steps = show_in_3d(node)
+    next(steps)
+    node.GetSegmentation().AddEmptySegment("new")
+    with pytest.raises(RunError, match="changed while its surfaces were made"):
+        finish(steps)
+    assert not has_surfaces(node.GetSegmentation())
+
+
+def test_a_segment_that_goes_while_others_are_measured(held: HeadlessScene) -> None:
+    volume = small.volume(held.scene)
+    target = drawn(held, volume)
+    # Those that are added have an image of their own, so that of the first stays as it was.
+    segments = put(volume, Output("append", target)).segments
+    steps = segment_box(target, segments[7], "Measuring")
+    target.GetSegmentation().RemoveSegment(segments[7])
+    with pytest.raises(RunError, match="lost the segment"):
+        finish(steps)
 
 
 def test_replaced_and_taken_back(held: HeadlessScene) -> None:

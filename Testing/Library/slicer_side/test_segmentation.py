@@ -318,15 +318,19 @@ def test_a_volume_that_has_gone_stops_the_job(
     assert leftovers(temporary) == []
 
 
-def test_a_segmentation_to_replace_that_goes_meanwhile(held: HeadlessScene, model: ModelDescription) -> None:
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_a_segmentation_to_replace_that_goes_meanwhile(
+    held: HeadlessScene, model: ModelDescription, mode: Any
+) -> None:
     volume = add_volume(held)
     node = segment(volume, model.path)
-    job = SegmentationJob(volume, model, output=Output("append", node))
+    job = SegmentationJob(volume, model, output=Output(mode, node))
     until(job, lambda: asked(job))
     held.scene.RemoveNode(node)
     before = contents(held.scene)
     assert finish(job).state == FAILED and contents(held.scene) == before
-    assert "Choose the segmentation to append to" in job.message
+    assert f"The segmentation {node.GetName()}," in job.message and "was removed from the scene" in job.message
+    assert not job.answers, "nobody waits for a result that has no place to go"
 
 
 @pytest.mark.usefixtures("piece_by_piece")
@@ -397,13 +401,17 @@ def test_a_killed_worker_is_told_and_started_again(
     assert contents(held.scene) == before and leftovers(temporary) == []
     # One that died while nobody asked is not even noticed.
     segmentation.warm_worker().start()
-    os.kill(segmentation.warm_worker().pid or 0, 9)
+    pid = segmentation.warm_worker().pid
+    assert pid is not None
+    os.kill(pid, 9)
+    assert has_ended(pid)
     fake_worker(
         "import SimpleITK\nr = take(); SimpleITK.WriteImage(SimpleITK.Cast(SimpleITK.ReadImage(r['scan'][0]) > 0, "
         "SimpleITK.sitkUInt8) * 3, r['output']); say(id=r['id'], event='done'); take()"
     )
     job = finish(SegmentationJob(volume, model))
-    assert job.state == FINISHED and (label_array(job.segmentation, volume, model.classes)[BOX] == 3).all()
+    assert job.state == FINISHED, job.message
+    assert (label_array(job.segmentation, volume, model.classes)[BOX] == 3).all()
 
 
 def test_garbage_from_the_worker_does_not_hurt(

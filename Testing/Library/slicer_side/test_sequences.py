@@ -208,3 +208,33 @@ def test_changes_meanwhile_are_noticed(held: HeadlessScene, what: str) -> None:
     with pytest.raises(RunError, match="changed or removed"):
         finish(steps)
     assert held.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def dice_of(result: Result) -> list[float | None]:
+    return [None if row.dice is None else round(row.dice, 6) for row in result.rows]
+
+
+@pytest.mark.parametrize("parent", ["none", "grid"])
+def test_each_item_is_compared_with_that_of_the_reference(held: HeadlessScene, parent: str) -> None:
+    scans, _, shown = small.sequence(held.scene, [small.AFFINES["oblique"]] * 2)
+    small.put_under(shown, small.transform(held.scene, parent))
+    half = maps()[1].copy()
+    half[half == 7] = np.arange((half == 7).sum()) % 2 * 7
+    by_hand = put(scans, labels=[maps()[0], half]).segmentation
+    result = put(scans, Output(reference=by_hand))
+    share = 2 * (half == 7).sum() / ((half == 7).sum() + (maps()[1] == 7).sum())
+    assert not result.notes and 0.6 < share < 0.7
+    # The class Nothing is empty in both, which is no agreement.
+    assert dice_of(result) == [1.0, None, 1.0, 1.0, None, round(share, 6)]
+    assert "Dice" in [result.table.GetTable().GetColumnName(one) for one in range(5)]
+
+
+def test_a_reference_that_no_item_can_be_compared_with_is_told(held: HeadlessScene) -> None:
+    scans, _, shown = small.sequence(held.scene, [np.eye(4)] * 2)
+    single = held.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "one for all")
+    result = put(scans, Output(reference=single))
+    assert "not compared with one for all: it shows no sequence" in result.notes[0]
+    by_hand = put(scans).segmentation
+    small.put_under(shown, small.transform(held.scene, "linear"))
+    result = put(scans, Output(reference=by_hand))
+    assert "it lies under another transform" in result.notes[0] and set(dice_of(result)) == {None}

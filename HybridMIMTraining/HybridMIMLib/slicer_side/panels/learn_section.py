@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ class LearnSection:
 
     # --- adding -----------------------------------------------------------------------------------------------
 
-    def _add(self, replace: bool = False) -> None:
+    def _add(self, replace: bool = False, new_classes: bool | None = None) -> None:
+        """Add scan and segmentation; what the user has not agreed to is asked first, and then this is called anew."""
         volume, segmentation = self._node(_VOLUME), self._node(_SEGMENTATION)
         if volume is None or segmentation is None:
             return
@@ -179,24 +181,27 @@ class LearnSection:
         self.jobs.say("")
         try:
             ensure_packages()
-            steps = add_to_folder(volume, segmentation, folder, replace=replace)
-            self.jobs.follow(StepWork(steps, self._added, [volume, segmentation]))
+            steps = add_to_folder(volume, segmentation, folder, replace=replace, new_classes=new_classes)
+            self.jobs.follow(StepWork(steps, partial(self._added, new_classes), [volume, segmentation]))
         except HybridMIMError as error:
             self.jobs.say(str(error), is_error=True)
         finally:
             self._show()
 
-    def _added(self, added: AddedCase) -> str:
+    def _added(self, new_classes: bool | None, added: AddedCase) -> str:
         self._ui.learnFolderPathLineEdit.addCurrentPathToHistory()
-        if added.state == "exists":
+        agreed = {"exists": (True, new_classes), "strange": (False, True)}
+        if added.state in agreed:
             # Once the panel has shown the end of this work.
-            qt.QTimer.singleShot(0, lambda: self._ask_to_replace(added))
+            qt.QTimer.singleShot(0, lambda: self._ask(added, *agreed[added.state]))
             return ""
         return describe(added)
 
-    def _ask_to_replace(self, added: AddedCase) -> None:
+    def _ask(self, added: AddedCase, replace: bool, new_classes: bool | None) -> None:
         if slicer.util.confirmOkCancelDisplay(describe(added), windowTitle=_("Add as labelled case")):
-            self._add(replace=True)
+            self._add(replace, new_classes)
+        elif added.state == "strange":
+            self.jobs.say(_("Nothing was added."))
         else:
             self.jobs.say(_("Case {name} was left as it is.").format(name=added.name))
 
@@ -239,6 +244,8 @@ class LearnSection:
             self._on_loaded(found.volume)
             # The segmentation that was chosen is one of another scan.
             self.offer(found.volume, None)
+            after = _("Press Apply, correct the result in Segment Editor, then add it here.")
+            return f"{next_scan.describe(found)} {after}"
         return next_scan.describe(found)
 
     def _changed(self) -> None:

@@ -23,7 +23,7 @@ from HybridMIMLib.slicer_side.panels.output_section import color_icon
 from HybridMIMLib.slicer_side.panels.widgets import allow, say, show
 from HybridMIMLib.slicer_side.provenance import MadeBy, made_by
 from HybridMIMLib.slicer_side.results import BACKUP_OF, backups, browser_of, restore
-from HybridMIMLib.slicer_side.segment_table import add_table, measure, tables_of
+from HybridMIMLib.slicer_side.segment_table import add_table, measure, tables_of, why_no_dice
 from HybridMIMLib.slicer_side.segments import Node
 from HybridMIMLib.slicer_side.sequences import restore_sequence
 from HybridMIMLib.slicer_side.step_work import StepWork
@@ -77,7 +77,7 @@ class ResultSection:
         self._dicom_of: Node | None = None
         self._why_no_dicom = ""
         ui.show3DButton.connect("clicked(bool)", self._show_in_3d)
-        ui.measureButton.connect("clicked(bool)", self._measure)
+        ui.measureButton.connect("clicked(bool)", lambda _checked: self._measure())
         ui.restoreButton.connect("clicked(bool)", self._restore)
         ui.dicomButton.connect("clicked(bool)", self._export)
         ui.madeByButton.connect("toggled(bool)", lambda _checked: self._show_made_by())
@@ -186,8 +186,13 @@ class ResultSection:
             return
         done = _("Measured; the table is called {name}.")
         needs = [one for one in (node, volume, reference) if one is not None]
-        steps = _measured(node, volume, reference)
-        self._follow(StepWork(steps, lambda table: f"{before} {done.format(name=table.GetName())}".strip(), needs))
+
+        def told(made: tuple[Node, str]) -> str:
+            table, why_not_compared = made
+            warning = _("Warning: {text}.").format(text=why_not_compared) if why_not_compared else ""
+            return f"{before} {done.format(name=table.GetName())}\n{warning}".strip()
+
+        self._follow(StepWork(_measured(node, volume, reference), told, needs))
 
     def _restore(self) -> None:
         node = self._node
@@ -282,10 +287,11 @@ def made_by_page(made: MadeBy) -> str:
     return f"<table cellpadding='1'>{''.join(rows)}</table>"
 
 
-def _measured(node: Node, volume: Node, reference: Node | None) -> Steps[Node]:
+def _measured(node: Node, volume: Node, reference: Node | None) -> Steps[tuple[Node, str]]:
+    """The table, and why nothing could be compared, if that is so."""
     rows = yield from measure(node, volume, reference)
     name = node.GetScene().GenerateUniqueName(f"{node.GetName()} volumes")
-    return add_table(node, rows, name)
+    return add_table(node, rows, name), why_no_dice(rows, reference) if reference is not None else ""
 
 
 def _texts(title: str, column: Any, count: int) -> list[str]:

@@ -19,6 +19,7 @@ from HybridMIMLib.slicer_side.panels.learn_section import LearnSection
 from HybridMIMLib.slicer_side.panels.model_section import ModelSection
 from HybridMIMLib.slicer_side.panels.output_section import OutputSection
 from HybridMIMLib.slicer_side.panels.result_section import ResultSection
+from HybridMIMLib.slicer_side.panels.time_line import TimeLine
 from HybridMIMLib.slicer_side.panels.widgets import allow, say
 from HybridMIMLib.slicer_side.scene_parameters import SceneParameters
 from HybridMIMLib.slicer_side.segmentation import SegmentationJob
@@ -38,7 +39,7 @@ class SegmentationPanel:
     Attributes:
         jobs: the job at work, if there is one.
         parameters: bound to the scene.
-        models, inputs, output, results, batch, learn, environment: the sections.
+        models, inputs, output, time, results, batch, learn, environment: the sections.
     """
 
     def __init__(self, ui: Any, logic: Any) -> None:
@@ -47,6 +48,7 @@ class SegmentationPanel:
         self.models = ModelSection(ui, self.select_model, self.jobs.follow)
         self.inputs = InputSection(ui, self.update)
         self.output = OutputSection(ui)
+        self.time = TimeLine(ui)
         self.results = ResultSection(ui, self.jobs.follow, self.jobs.say, self.update)
         self.batch = BatchSection(ui, self.update)
         self.learn = LearnSection(ui, self.update, self._loaded)
@@ -63,7 +65,7 @@ class SegmentationPanel:
     def close(self) -> None:
         """The module is reloaded, or Slicer quits: nobody would take the result of a job."""
         self.jobs.close(stop_job=True)
-        for section in (self.batch, self.learn, self.environment):
+        for section in (self.time, self.batch, self.learn, self.environment):
             section.close()
         self.parameters.close()
 
@@ -114,9 +116,13 @@ class SegmentationPanel:
         reason = packages or self._why_not()
         allow(ui.applyButton, busy or reason, _("Segment the volume in a process of its own."))
         say(ui.hintLabel, "" if busy else reason)
+        can_start = node is not None and not busy and not reason
+        quality = node.quality.name if node is not None else "balanced"
+        given = self.inputs.given() if can_start else None
+        self.time.show(given, model, quality, node is not None and node.region is not None)
         self.models.update(busy)
         self.results.update(busy)
-        self.batch.update(model, node.quality.name if node is not None else "balanced", packages)
+        self.batch.update(model, quality, packages)
         self.learn.update(node, model, packages)
         others = self.batch.busy or self.learn.busy
         self.environment.update(busy or (_("Wait until the other sections have ended.") if others else ""))
@@ -151,6 +157,7 @@ class SegmentationPanel:
             self._ui.logSection.collapsed = self._ui.logSection.collapsed and not work.said
         if work.state != FINISHED or not isinstance(work, SegmentationJob):
             return work.message
+        self.time.refresh()
         if self.parameters.node is not None:
             self.parameters.node.resultSegmentation = work.segmentation
             self.learn.offer(work.volume, work.segmentation)
