@@ -29,6 +29,10 @@ from HybridMIMLib.networks.device import device_in_words, wait_for
 FILE = "precision.json"
 """Where a run keeps its choice, so that it goes on as it began."""
 _SECTION = "training in bfloat16"
+_SMALLEST_SIDE = 4
+"""Voxels along each side of the coarsest feature map: with fewer, PyTorch 2.13 (oneDNN, AVX-512) reads memory that
+was never written in the weight gradient of a bfloat16 convolution on the CPU, so that a training may end at any step
+in what is no number."""
 _TINY = 8
 """Voxels along a side of the crops on which bfloat16 is tried first."""
 
@@ -56,6 +60,7 @@ def settle_precision(
     device: torch.device,
     folder: Path,
     events: EventLog,
+    side: int,
     pays: Callable[[torch.device], bool] | None = None,
 ) -> torch.dtype:
     """The precision to train in; a run that goes on keeps the one it began with.
@@ -65,12 +70,21 @@ def settle_precision(
         device: that trains.
         folder: of the stage, where the choice is kept.
         events: where to tell.
+        side: voxels along the shortest side of the network's coarsest feature map.
         pays: whether a device gains by bfloat16; None: it is tried out, once for each machine.
 
     Raises:
-        SettingsError: half precision was asked for, and the device gains nothing by it.
+        SettingsError: half precision was asked for, and the device gains nothing by it, or cannot be trusted with it.
     """
     if wanted == "float32":
+        return torch.float32
+    if device.type == "cpu" and side < _SMALLEST_SIDE:
+        if wanted == "half":
+            raise SettingsError(
+                f"finetuning.precision is half, and the coarsest feature map has {side} voxel(s) along a side, where "
+                "bfloat16 on the CPU gives what is no number",
+                cure="Set finetuning.precision to auto, or enlarge plan.crop.",
+            )
         return torch.float32
     kept = _kept(folder / FILE) if (folder / "checkpoint.pt").exists() else None
     half = takes_half(wanted, device, pays) if kept is None else kept

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from HybridMIMLib import __version__
-from HybridMIMLib.architectures import settled
+from HybridMIMLib.architectures import settled, total_stride
 from HybridMIMLib.config import Run, make_run, user_path
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
 from HybridMIMLib.data.classes import LabelClass, Region
@@ -89,7 +89,6 @@ def run_finetuning(
     device = choose_device(run.device)
     start = Pretrained.of(run)
     check_start(run, start)
-    precision = settle_precision(run.finetuning.precision, device, folder, events)
     if start:
         run = replace(run, network=start.network_for(run))
     supervised_levels(run.finetuning.deep_supervision, run.network)
@@ -109,6 +108,8 @@ def run_finetuning(
         return run_folds(run, folder, events, dataset, prepared, target)
     network_settings = settled(run.network, prepared.plan.spacing)
     run = replace(run, network=network_settings)
+    side = min(c // s for c, s in zip(prepared.plan.crop, total_stride(network_settings)))
+    precision = settle_precision(run.finetuning.precision, device, folder, events, side)
     batch = settle_batch(run.finetuning.batch, lambda: _crop_bytes(run, prepared, target), device, folder, events)
     run = replace(run, finetuning=replace(run.finetuning, batch=batch))
     network = _make_network(run, prepared.plan, target)

@@ -107,21 +107,32 @@ def test_what_is_chosen(
     log = KeptLog()
     if expected is None:
         with pytest.raises(SettingsError, match=r"gains nothing by bfloat16. Set finetuning.precision to auto"):
-            settle_precision(wanted, device, tmp_path, log, lambda device: pays)
+            settle_precision(wanted, device, tmp_path, log, 4, lambda device: pays)
         return
-    assert settle_precision(wanted, device, tmp_path, log, lambda device: pays) == expected
+    assert settle_precision(wanted, device, tmp_path, log, 4, lambda device: pays) == expected
     assert any("bfloat16" in event["message"] for event in log.events) == (expected == HALF)
+
+
+def test_maps_that_the_cpu_computes_wrongly_are_left_in_single(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "device_in_words", lambda device: "the device")
+    log = KeptLog()
+    assert settle_precision("auto", CPU, tmp_path, log, 3, lambda device: True) == SINGLE
+    assert settle_precision("auto", CUDA, tmp_path, log, 3, lambda device: True) == HALF
+    with pytest.raises(SettingsError, match="3 voxel.* enlarge plan.crop"):
+        settle_precision("half", CPU, tmp_path, log, 3, lambda device: True)
 
 
 def test_a_run_goes_on_in_the_precision_it_began_with(tmp_path: Path) -> None:
     log = EventLog()
-    assert settle_precision("auto", CPU, tmp_path, log, lambda device: True) == HALF
+    assert settle_precision("auto", CPU, tmp_path, log, 4, lambda device: True) == HALF
     # Without a checkpoint there is nothing to go on with.
-    assert settle_precision("auto", CPU, tmp_path, log, lambda device: False) == SINGLE
+    assert settle_precision("auto", CPU, tmp_path, log, 4, lambda device: False) == SINGLE
     (tmp_path / "checkpoint.pt").touch()
-    assert settle_precision("auto", CPU, tmp_path, log, lambda device: True) == SINGLE
+    assert settle_precision("auto", CPU, tmp_path, log, 4, lambda device: True) == SINGLE
     (tmp_path / precision.FILE).write_text("torn")
-    assert settle_precision("auto", CPU, tmp_path, log, lambda device: True) == HALF
+    assert settle_precision("auto", CPU, tmp_path, log, 4, lambda device: True) == HALF
 
 
 def run_in_half(blobs: Path, output: Path) -> dict[str, Any]:
