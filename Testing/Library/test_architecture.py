@@ -25,6 +25,7 @@ FLOORS = {
         "stage_folders",
         "errors",
         "files",
+        "glossary",
         "presets",
         "randomness",
         "parents",
