@@ -30,6 +30,7 @@ FLOORS = {
         "files",
         "measures",
         "machine_notes",
+        "glossary",
         "presets",
         "randomness",
         "parents",
