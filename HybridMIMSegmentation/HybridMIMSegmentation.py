@@ -229,7 +229,7 @@ class HybridMIMSegmentationTest(ScriptedLoadableModuleTest):
 
         volume = slicer.util.addVolumeFromArray(np.zeros((8, 8, 8), dtype=np.int16), name="Zeros")
         with self.assertRaises(ModelError):
-            HybridMIMSegmentationLogic().segment(volume, Path(slicer.app.temporaryPath) / "no model")
+            HybridMIMSegmentationLogic().start(volume, Path(slicer.app.temporaryPath) / "no model")
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), 0)
 
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from HybridMIMLib.cli import COMMANDS, PROGRAM
+from HybridMIMLib.commands import COMMANDS, PROGRAM
 from HybridMIMLib.config import Run
 from HybridMIMLib.glossary import CHAPTERS
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 def _commands_page() -> str:
     lines = [
-        _MADE.format(source="the settings in HybridMIMLib/config.py and the commands in HybridMIMLib/cli.py"),
+        _MADE.format(source="the settings in HybridMIMLib/config.py and the commands in HybridMIMLib/commands.py"),
         "# Commands and settings",
         f"Each is called as `{PROGRAM} COMMAND --setting value`. Settings can be kept in a file (`--config FILE`, "
         "YAML); every run writes all of its own as `run.yaml`, which other commands take back. Each command is a "

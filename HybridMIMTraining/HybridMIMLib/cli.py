@@ -20,15 +20,13 @@ from types import FrameType
 from typing import Any, Optional, get_type_hints
 
 import HybridMIMLib
-from HybridMIMLib.commands import COMMANDS
+from HybridMIMLib.commands import COMMANDS, PROGRAM
 from HybridMIMLib.config import DEMO_DEFAULTS, Run, from_dict, make_run, to_dict, user_path
 from HybridMIMLib.distributed import has_to_say, is_first
 from HybridMIMLib.errors import HybridMIMError, SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.presets import config_path
 from HybridMIMLib.report import report
-
-PROGRAM = "python -m HybridMIMLib"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PROGRAM = "python -m HybridMIMLib"
+
 
 @dataclass(frozen=True)
 class Command:

@@ -105,16 +105,16 @@ class WholeWayTest(unittest.TestCase):
     def test_train_and_segment(self):
         unlabelled = write_scans(self.folder / "unlabelled", 4, labelled=False)
         labelled = write_scans(self.folder / "labelled", 4, labelled=True)
-        job = slicer.util.getModuleLogic("HybridMIMTraining").train(
-            unlabelled=str(unlabelled),
-            labelled=str(labelled),
+        run = slicer.util.getModuleLogic("HybridMIMTraining").train(
+            unlabelled,
+            labelled,
             name="Inside",
-            pretraining_steps=2,
-            finetuning_steps=2,
             device="cpu",
+            pretraining={"steps": 2},
+            finetuning={"steps": 2},
         )
-        job.wait(lambda job: slicer.app.processEvents())
-        self.assertEqual(job.state, "finished", job.message)
+        self.assertEqual(run.wait(), "finished")
+        self.assertEqual(run.model, run.folder / "fine-tuning" / "model")
         volume = slicer.util.loadVolume(str(unlabelled / "scan_0.nrrd"))
         logic = slicer.util.getModuleLogic("HybridMIMSegmentation")
         node = logic.segment(volume, "Inside", device="cpu", inference={"preset": "fast"})

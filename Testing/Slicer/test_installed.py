@@ -85,7 +85,10 @@ def test_ctest_knows_the_tests_of_the_modules(built: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("HybridMIMSegmentation", "Resources/UI/Environment.ui", "Resources/UI/Gone.ui"), "Gone.ui, which does not"),
+        (
+            ("HybridMIMSegmentation", "Resources/UI/FolderOfScans.ui", "Resources/UI/Gone.ui"),
+            "Gone.ui, which does not",
+        ),
         (("HybridMIMSegmentation", "  NAME ", "  NAMED "), "unknown keywords: NAMED"),
         ((".", 'set(EXTENSION_DEPENDS "PyTorch")', ""), "EXTENSION_DEPENDS is not set"),
         ((".", "/LICENSE.txt", "/LICENCE.txt"), "EXTENSION_LICENSE_FILE points to"),
