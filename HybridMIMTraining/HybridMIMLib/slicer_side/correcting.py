@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import vtk
 
 from HybridMIMLib.data.names import SUFFIXES
 from HybridMIMLib.errors import DataError, RunError, SettingsError
 from HybridMIMLib.slicer_side.child_steps import in_child, with_folder
 from HybridMIMLib.slicer_side.placement import Box, Relation, resampled, same_grid, segment_box
-from HybridMIMLib.slicer_side.provenance import LABEL_TAG
+from HybridMIMLib.slicer_side.provenance import LABEL_TAG, tag_of
 from HybridMIMLib.slicer_side.segments import Node, ijk_to_ras
 from HybridMIMLib.slicer_side.steps import Step, Steps, in_thread, part
 from HybridMIMLib.slicer_side.voxels import (
@@ -236,13 +235,13 @@ def _segments(segmentation: Node, wanted: Collection[str] | None) -> list[_Segme
     found = []
     for one in ids:
         segment = content.GetSegment(one)
-        tag = _tag(segment, LABEL_TAG)
+        tag = tag_of(segment, LABEL_TAG)
         label = int(tag) if tag.isdecimal() else max(segment.GetLabelValue(), 0)
         found.append(
             _Segment(
                 one,
                 segment.GetName() or one,
-                meaning(_tag(segment, _TERMINOLOGY_TAG)),
+                meaning(tag_of(segment, _TERMINOLOGY_TAG)),
                 label,
             )
         )
@@ -255,11 +254,6 @@ def meaning(terminology: str) -> str:
     parts = [part.split("^")[-1].strip() for part in terminology.split("~")]
     kind, modifier = (parts[number] if len(parts) > number else "" for number in (2, 3))
     return f"{modifier} {kind}".strip() if kind else ""
-
-
-def _tag(segment: Any, name: str) -> str:
-    value = vtk.reference("")
-    return str(value.get()) if segment.GetTag(name, value) else ""
 
 
 def _voxels(volume: Node) -> Steps[Array]:

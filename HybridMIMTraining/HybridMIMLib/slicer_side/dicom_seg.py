@@ -22,7 +22,7 @@ from HybridMIMLib import __version__
 from HybridMIMLib.errors import DataError, LabelError, SettingsError
 from HybridMIMLib.files import atomic_path, disk_errors
 from HybridMIMLib.slicer_side.placement import Box, on_volume, segment_box, segment_of
-from HybridMIMLib.slicer_side.provenance import MODEL_TAG, MadeBy, made_by
+from HybridMIMLib.slicer_side.provenance import MODEL_TAG, VOXELS_TAG, MadeBy, made_by, tag_of
 from HybridMIMLib.slicer_side.segments import Node, ijk_to_ras
 from HybridMIMLib.slicer_side.steps import Step, Steps, in_thread, part
 
@@ -52,6 +52,7 @@ class SegSegment:
         name, color, terminology: as the segment has them.
         box: where it is on the grid of the scan.
         made_by: what made it, or None where that was done by hand.
+        is_corrected: whether somebody has changed what was made.
     """
 
     name: str
@@ -59,6 +60,7 @@ class SegSegment:
     terminology: str
     box: Box
     made_by: MadeBy | None
+    is_corrected: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,7 @@ def gather(segmentation: Node, volume: Node) -> Steps[SegContent]:
         segment, text = segment_of(segmentation, identifier), f"Reading segment {number + 1} of {len(ids)}"
         begin, end = number / len(ids), (number + 1) / len(ids)
         box, grid = yield from part(segment_box(segmentation, identifier, text), begin, end)
+        count = int(np.count_nonzero(box.values))
         box = yield from part(on_volume(segmentation, box, grid, volume, text), begin, end)
         is_ours = segment.HasTag(MODEL_TAG)
         segments.append(
@@ -148,6 +151,7 @@ def gather(segmentation: Node, volume: Node) -> Steps[SegContent]:
                 segment.GetTerminology() or "",
                 box,
                 of_segment.get(identifier) if is_ours else None,
+                is_ours and tag_of(segment, VOXELS_TAG) not in ("", str(count)),
             )
         )
     uids = frozenset((volume.GetAttribute(_UIDS) or "").split())
@@ -298,7 +302,7 @@ def _description(number: int, segment: SegSegment) -> Any:
         segment_label=_text(segment.name),
         segmented_property_category=_code(codes["category"]),
         segmented_property_type=_code(codes["type"]),
-        algorithm_type="MANUAL" if made is None else "AUTOMATIC",
+        algorithm_type="MANUAL" if made is None else "SEMIAUTOMATIC" if segment.is_corrected else "AUTOMATIC",
         algorithm_identification=None if made is None else _algorithm(made),
         anatomic_regions=[_code(codes["region"])] if "region" in codes else None,
     )

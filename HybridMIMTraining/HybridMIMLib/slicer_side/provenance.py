@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+import vtk
+
 from HybridMIMLib import __version__
 from HybridMIMLib.data.model_description import ModelDescription
 from HybridMIMLib.slicer_side.segments import Node
 
 ATTRIBUTE = "HybridMIM.MadeBy"
 """Of a segmentation node: JSON, a list with an entry for each result that was put in."""
-LABEL_TAG, MODEL_TAG = "HybridMIM.Label", "HybridMIM.Model"
-"""Of a segment: the label of its class in the model, and the model's name with the first digits of its hash."""
+LABEL_TAG, MODEL_TAG, VOXELS_TAG = "HybridMIM.Label", "HybridMIM.Model", "HybridMIM.Voxels"
+"""Of a segment: the label of its class in the model, the model's name with the first digits of its hash, and how many
+voxels it was given: other ones by now, and somebody has corrected it."""
 
 _DIGITS = 12
 
@@ -100,3 +103,9 @@ def made_by(node: Node) -> list[MadeBy]:
 
 def _entry(content: Mapping[str, Any]) -> MadeBy:
     return MadeBy(**{**content, "segments": {int(k): str(v) for k, v in content["segments"].items()}})
+
+
+def tag_of(segment: Any, name: str) -> str:
+    """A tag of a ``vtkSegment``; empty where it has none."""
+    value = vtk.reference("")
+    return str(value.get()) if segment.GetTag(name, value) else ""

@@ -37,6 +37,7 @@ from HybridMIMLib.slicer_side.placement import Box, Relation, resampled
 from HybridMIMLib.slicer_side.provenance import (
     LABEL_TAG,
     MODEL_TAG,
+    VOXELS_TAG,
     MadeBy,
     keep_made_by,
     made_by,
@@ -400,7 +401,7 @@ def _put_in(
     taken = set(target.GetSegmentation().GetSegmentIDs()) if output.mode == "append" else set()
     segments = free_ids(made.segments, taken)
     entry = made_with_model(model, volume, segments, made_with)
-    tag_segments(made.segments, entry)
+    tag_segments(made.segments, made.rows, entry)
     with ExitStack() as undo:
         node, backup = target, None
         if output.mode == "append":
@@ -480,11 +481,16 @@ def _replace(node: Node, fresh: Node, model: ModelDescription, undo: ExitStack) 
     return node, backup
 
 
-def tag_segments(segments: Mapping[int, Any], entry: MadeBy) -> None:
-    """Note on ``vtkSegment`` by label what it is and what made it: files keep that, other than what nodes have."""
-    for label, segment in segments.items():
+def tag_segments(segments: Mapping[int, Any], rows: Sequence[Row], entry: MadeBy) -> None:
+    """Note on ``vtkSegment`` by label what it is and what made it: files keep that, other than what nodes have.
+
+    Args:
+        rows: what was measured of them, in the same order.
+    """
+    for (label, segment), row in zip(segments.items(), rows, strict=True):
         segment.SetTag(LABEL_TAG, str(label))
         segment.SetTag(MODEL_TAG, entry.model_and_hash())
+        segment.SetTag(VOXELS_TAG, str(row.voxels))
 
 
 def _announce(node: Node) -> None:

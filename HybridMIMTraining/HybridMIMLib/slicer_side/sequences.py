@@ -189,8 +189,8 @@ def _put_in(
     result = _sequence_of(target) if target is not None and output.mode != "new" else None
     taken = _ids(result) if output.mode == "append" else set()
     entry = made_with_model(model, sequence, free_ids(items[0] if items else [], taken), made_with)
-    for segments in items:
-        tag_segments(segments, entry)
+    for segments, measured in zip(items, rows, strict=True):
+        tag_segments(segments, measured, entry)
     with ExitStack() as undo:
         if result is None:
             name = output.name or f"{sequence.GetName()} {model.name}"

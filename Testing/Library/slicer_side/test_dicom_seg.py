@@ -16,6 +16,7 @@ import slicer
 import small_scenes as small
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from vtkmodules.util.numpy_support import vtk_to_numpy
 
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.errors import DataError, HybridMIMError, SettingsError
@@ -126,6 +127,12 @@ def test_what_is_written_is_read_back(held: HeadlessScene, tmp_path: Path, grid:
     for text in ("ab" * 32, '"device": "cpu"', "2026-03-01", "HybridMIM 0.1.0"):
         assert text in algorithm.AlgorithmParameters
     assert seg.PatientName == "Lékař^ünï" and seg.SeriesDescription == "scan organs"
+    edited = result.segmentation.GetSegmentation().GetNthSegment(2)
+    scalars = vtk_to_numpy(edited.GetRepresentation("Binary labelmap").GetPointData().GetScalars())
+    scalars[np.flatnonzero(scalars == edited.GetLabelValue())[0]] = 0
+    corrected, _ = read_back(finish(write_dicom_seg(result.segmentation, volume, folder / "corrected.dcm")))
+    kinds = [one.SegmentAlgorithmType for one in corrected.SegmentSequence]
+    assert kinds[2] == "SEMIAUTOMATIC" and set(kinds[:2]) == {"AUTOMATIC"}
     referenced = {one.ReferencedSOPInstanceUID for one in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
     assert referenced <= set(volume.GetAttribute("DICOM.instanceUIDs").split())
 
