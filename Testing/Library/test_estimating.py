@@ -81,9 +81,9 @@ def test_both_stages_are_tried_and_nothing_of_it_is_kept(
     assert (second["scans"], second["steps"], second["batch"]) == (5, 6, 2)
     for one in (first, second):
         assert one["tried"]["scans"] == 4 and one["tried"]["steps"] in (2, 3, 4)
-        assert 0 < one["step_seconds"] < one["seconds"] and one["seconds"] == pytest.approx(
-            sum(one["parts"].values())
-        )
+        # Each part is rounded by itself.
+        assert 0 < one["step_seconds"] < one["seconds"]
+        assert one["seconds"] == pytest.approx(sum(one["parts"].values()), abs=0.01 * len(one["parts"]))
         assert one["parts"]["validation"] > 0 and one["parts"]["checkpoints"] > 0
         assert one["disk"]["store"] > 5 * 2 * 17**3 and one["disk"]["checkpoints"] > 2000
         assert 50e6 < one["memory"] < found["memory_total"]

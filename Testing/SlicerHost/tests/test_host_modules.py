@@ -91,8 +91,8 @@ def test_modules_of_slicers_own_have_logics_and_no_panels(host: Host) -> None:
     assert slicer.modules.volumes.logic().GetMRMLScene() is host.scene
     with pytest.raises(NotImplementedError, match="Volumes"):
         slicer.modules.volumes.widgetRepresentation()
-    with pytest.raises(AttributeError, match="no plots"):
-        slicer.modules.plots  # noqa: B018
+    with pytest.raises(AttributeError, match="no cameras"):
+        slicer.modules.cameras  # noqa: B018
     with pytest.raises(ValueError, match="Volumes"):
         host.unload("Volumes")
 
