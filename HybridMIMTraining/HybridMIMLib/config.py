@@ -10,6 +10,7 @@ This file imports the standard library alone, because panels and ``--help`` load
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -811,13 +812,19 @@ def is_name(text: str) -> bool:
     return bool(text.strip()) and text.splitlines() == [text]
 
 
+@functools.cache
+def hints_of(kind: type) -> Mapping[str, Any]:
+    """The types of the settings of a section; evaluated once, as a panel asks at every letter that somebody types."""
+    return get_type_hints(kind)
+
+
 def _build(kind: type, content: Any, prefix: str) -> Any:
     _require(
         isinstance(content, Mapping),
         f"{prefix.rstrip('.') or 'the settings'} is {content!r}",
         "Give a section of names and values.",
     )
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     known = {f.name for f in fields(kind)}
     for name in content:
         _require(
@@ -834,7 +841,8 @@ def _build(kind: type, content: Any, prefix: str) -> Any:
 
 def _check_types(prefix: str, settings: Any) -> None:
     """Each value is of its field's type; tuples, paths and numpy's numbers become what YAML gives back."""
-    for name, hint in get_type_hints(type(settings)).items():
+    kind: type = type(settings)
+    for name, hint in hints_of(kind).items():
         value = getattr(settings, name)
         try:
             setattr(settings, name, _as_type(value, hint))
@@ -852,8 +860,11 @@ def _as_type(value: Any, hint: Any) -> Any:
         return str(value)
     if hint is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
-    if hint is float and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    if hint is float and isinstance(value, Real) and not isinstance(value, bool):
+        # A whole number of hundreds of digits is too large for it.
+        with suppress(OverflowError):
+            if math.isfinite(value):
+                return float(value)
     if origin is Literal and value in parts:
         return value
     if isinstance(hint, type) and (hint is bool or dataclasses.is_dataclass(hint)) and isinstance(value, hint):
@@ -888,7 +899,7 @@ def _in_words(hint: Any) -> str:
 
 def _choices(kind: type, name: str) -> tuple[str, ...]:
     """The values that a setting may have."""
-    return get_args(get_type_hints(kind)[name])
+    return get_args(hints_of(kind)[name])
 
 
 def _require(condition: bool, message: str, cure: str) -> None:

@@ -21,8 +21,12 @@ from HybridMIMLib.errors import DiskError
 
 # EFBIG is what a file-size limit (ulimit -f, some network drives) answers in place of ENOSPC.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What libraries make of it when they do not hand the number on; the last is numpy's of a write cut short.
-_FULL_IN_WORDS = ("No space left on device", "File too large", "requested and")
+# What libraries make of it when they do not hand the number on: numpy and, from the fourth on, torch of a write that
+# was cut short.
+_FULL_IN_WORDS = (
+    *("No space left on device", "File too large", "requested and"),
+    *("iostream error", "unexpected pos", "PytorchStreamWriter failed"),
+)
 _MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 TEMPORARY = ".tmp-"

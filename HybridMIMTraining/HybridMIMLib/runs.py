@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from HybridMIMLib import distributed
 from HybridMIMLib.config import Run, differences, from_dict, to_dict, user_path, workspace
@@ -130,12 +130,14 @@ class RunFolder:
 
     @contextmanager
     def at_work(self) -> Iterator[EventLog]:
-        """Hold the folder while working; the last event says how it ended, whatever happens."""
+        """Hold the folder while working; the last event says how it ended, whatever happens.
+
+        Raises:
+            RunError: another process has begun to work in it meanwhile.
+            DiskError: it cannot be written to.
+        """
         kind = COMMAND if _is_command() else "library"
-        with disk_errors(self.path / "heartbeat"):
-            (self.path / "heartbeat").touch()
-        told = (str(os.getpid()), _start_of(os.getpid()), kind, socket.gethostname())
-        write_text(self.path / "run.pid", "".join(f"{line}\n" for line in told))
+        self._claim(kind)
         ended = threading.Event()
         threading.Thread(target=self._beat, args=(ended,), daemon=True).start()
         if kind == COMMAND:
@@ -175,6 +177,17 @@ class RunFolder:
         write_json(self.path / "result.json", result)
         return result
 
+    def _claim(self, kind: str) -> None:
+        """Say in the folder who works in it, unless somebody else does: of several that ask at once one gets it."""
+        heartbeat = self.path / "heartbeat"
+        told = (str(os.getpid()), _start_of(os.getpid()), kind, socket.gethostname())
+        with disk_errors(heartbeat), open(heartbeat, "ab") as handle:
+            _lock(handle)
+            # First, as what beats now would tell of life.
+            self._check_nobody_works()
+            heartbeat.touch()
+            write_text(self.path / "run.pid", "".join(f"{line}\n" for line in told))
+
     def _check_what_is_there(self) -> None:
         # A run that was killed while its folder was made has not got further than these.
         there = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)}
@@ -183,6 +196,15 @@ class RunFolder:
                 f"{self.path}: the folder is not empty and holds no run",
                 cure="Choose an empty or new folder with --output.",
             )
+        self._check_nobody_works()
+        if there <= _MADE_NOTHING:
+            # An attempt that failed before it made anything, a wrong path say, must not be in the way.
+            for name in ("run.yaml", *_INPUTS):
+                (self.path / name).unlink(missing_ok=True)
+        if (self.path / "run.yaml").exists():
+            self._check_same_run()
+
+    def _check_nobody_works(self) -> None:
         owner = living_owner(self.path)
         if owner is not None and owner != os.getpid():
             raise RunError(
@@ -196,12 +218,6 @@ class RunFolder:
                 f"{self.path}: the machine {machine} is working on this run",
                 cure="Wait for it, stop it there, or choose another --output.",
             )
-        if there <= _MADE_NOTHING:
-            # An attempt that failed before it made anything, a wrong path say, must not be in the way.
-            for name in ("run.yaml", *_INPUTS):
-                (self.path / name).unlink(missing_ok=True)
-        if (self.path / "run.yaml").exists():
-            self._check_same_run()
 
     def _check_same_run(self) -> None:
         earlier = command_of(self.path) or self.command
@@ -383,6 +399,20 @@ def ask_to_stop(path: Path) -> None:
     number = _owner(path)
     if number is not None and _asked_to_stop(path) != number:
         write_text(path / _STOP, f"{number}\n")
+
+
+def _lock(handle: IO[bytes]) -> None:
+    """Wait until nobody else holds a file, and hold it until it is closed; on a drive without locks do nothing."""
+    with suppress(OSError):
+        if os.name == "nt":
+            import msvcrt
+
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _interrupt() -> None:

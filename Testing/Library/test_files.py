@@ -100,6 +100,15 @@ def test_a_full_disk_met_by_numpy_is_recognised(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_full_disk_met_by_torch_is_recognised(tmp_path: Path) -> None:
+    code = (
+        "import torch; from HybridMIMLib.files import atomic_path\n"
+        "    with atomic_path(Path(sys.argv[1])) as t: torch.save(torch.zeros(50000), t)"
+    )
+    assert "full" in on_a_full_disk(code, tmp_path / "checkpoint.pt")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_found_behind_other_errors(tmp_path: Path, number: int) -> None:
     with pytest.raises(DiskError, match="full"), disk_errors(tmp_path / "a"):

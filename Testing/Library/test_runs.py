@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,34 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, made_something: bool) -> Non
         other.communicate(b"\n")
     assert living_owner(run.path) is None
     RunFolder.open("pretrain", settings(tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks are asked for in another way there")
+def test_of_two_that_begin_at_once_one_gets_the_folder(tmp_path: Path) -> None:
+    """Both have looked and found nobody; while one says that it works there, the other waits, and looks again."""
+    import fcntl
+
+    run, told = RunFolder.open("pretrain", settings(tmp_path)), []
+
+    def begin() -> None:
+        try:
+            with run.at_work():
+                told.append("at work")
+        except RunError as error:
+            told.append(str(error))
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        with open(run.path / "heartbeat", "ab") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            second = threading.Thread(target=begin)
+            second.start()
+            second.join(0.3)
+            assert second.is_alive() and told == [], "it waits until the first has said who it is"
+            (run.path / "run.pid").write_text(f"{other.pid}\n\ncommand\n")
+        second.join(10)
+        assert [f"process {other.pid} is working" in text for text in told] == [True], told
+        assert living_owner(run.path) == other.pid, "the sign of the first is left alone"
+        other.communicate(b"\n")
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "9" * 30, "12.5", "\x00"])

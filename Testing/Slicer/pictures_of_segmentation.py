@@ -15,18 +15,18 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TESTING = Path(__file__).resolve().parents[1]
-REPOSITORY = TESTING.parent
-sys.path[:0] = [str(TESTING), str(REPOSITORY / "HybridMIMTraining")]
+sys.path[:0] = [str(TESTING), str(TESTING.parent / "HybridMIMTraining")]
 
 import numpy as np  # noqa: E402
 import slicer  # noqa: E402
 import vtk  # noqa: E402
-from PIL import Image  # noqa: E402
-from SlicerHost import Host, dialogs, problems, start, views  # noqa: E402
+from panel_pictures import MODULES, Show, slicer_at_work  # noqa: E402
+from SlicerHost import Host, dialogs, views  # noqa: E402
 
 from HybridMIMLib.data.model_description import read_description  # noqa: E402
 from HybridMIMLib.data.scans import read_scan  # noqa: E402
@@ -35,7 +35,6 @@ from HybridMIMLib.slicer_side.segment_table import tables_of  # noqa: E402
 from HybridMIMLib.slicer_side.segments import BINARY_LABELMAP, segmentation_node  # noqa: E402
 from HybridMIMLib.slicer_side.warm_worker import warm_worker  # noqa: E402
 
-MODULES = ("HybridMIMTraining", "HybridMIMSegmentation")
 KEPT = {
     "idle": "segmentation-idle",
     "installing": "segmentation-installing",
@@ -57,41 +56,15 @@ time.sleep(600)
 """Stands for pip, which says these things, so that nothing is installed for a picture."""
 
 
-class Show:
-    """The panel, step by step, with a picture after each."""
+class SegmentationShow(Show):
+    """The panel, from nothing chosen to a result."""
 
-    def __init__(self, host: Host, folder: Path, prefix: str) -> None:
-        self.host, self.folder, self.prefix = host, folder, prefix
-        for name in MODULES:
-            host.load_module(REPOSITORY / name / f"{name}.py")
-        self.panel: Any = host.open_module(MODULES[1])
-        self.longest = (0.0, "")
+    def __init__(self, host: Host, prefix: str) -> None:
+        super().__init__(host, MODULES[1], prefix)
 
-    def picture(self, name: str) -> None:
-        """Of the panel as it is now."""
-        print(self.host.picture(self.path(name)))
-
-    def path(self, name: str) -> Path:
-        """Of a picture."""
-        return self.folder / f"{self.prefix} {name}.png"
-
-    def wait(self, condition: Any = None, seconds: float = 300) -> None:
+    def wait(self, condition: Callable[[], Any] | None = None, seconds: float = 300) -> None:
         """Until the condition holds, or else what is at work has ended."""
-        self.host.wait_until(condition or (lambda: not self.panel.content.jobs.busy), seconds, "the end")
-
-    def watch_looks(self) -> None:
-        """Measure what each look at a job takes from now on."""
-        jobs = self.panel.content.jobs
-        timer, look = jobs._timer, jobs._look
-
-        def measured() -> None:
-            before, begin = jobs.job.progress.phase, time.thread_time()
-            look()
-            took = time.thread_time() - begin
-            self.longest = max(self.longest, (took, f"{before} to {jobs.job.progress.phase}"))
-
-        timer.disconnect("timeout()")
-        timer.connect("timeout()", measured)
+        super().wait(condition or (lambda: not self.panel.content.jobs.busy), seconds)
 
     def without_input(self) -> None:
         self.picture("nothing chosen")
@@ -173,7 +146,7 @@ class Show:
 
     def done(self) -> None:
         ui, jobs = self.panel.ui, self.panel.content.jobs
-        self.watch_looks()
+        self.watch_looks(jobs)
         # The one of which most is to be seen.
         ui.qualityComboBox.setCurrentIndex(2)
         begin = time.thread_time()
@@ -192,7 +165,7 @@ class Show:
         ui.madeByButton.click()
         self.picture("what made it")
         ui.madeByButton.click()
-        print(f"longest look at a job: {1000 * self.longest[0]:.0f} ms of processor time ({self.longest[1]})")
+        self.tell_looks()
         node = ui.resultSelector.currentNode()
         by_hand = slicer.util.getFirstNodeByName("By hand", "vtkMRMLSegmentationNode")
         if by_hand is not None:
@@ -210,18 +183,6 @@ class Show:
         print(table.titles, *table.rows, sep="\n")
         if labels is not None:
             print(f"farthest from the label map's own grid: {shift_in_mm(node, labels):.2g} mm")
-
-    def keep(self) -> None:
-        """Write those of the documentation where it finds them."""
-        for name, kept in KEPT.items():
-            target = REPOSITORY / "Resources" / "Pictures" / f"{kept}.png"
-            picture = Image.open(self.path(name)).convert("RGB")
-            # Few colours are enough for a panel, but for scans and surfaces; no picture is to have 300 kB.
-            small = (
-                picture.resize((1050, 700), Image.Resampling.LANCZOS) if name == "views" else picture.quantize(255)
-            )
-            small.save(target, optimize=True)
-            print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
 
 
 def shift_in_mm(node: Any, labels: Path) -> float:
@@ -261,13 +222,9 @@ def main() -> int:
     parser.add_argument("--name", default="segmentation real", help="how the names of the pictures begin")
     parser.add_argument("--keep", action="store_true", help="write those of the documentation, too")
     given = parser.parse_args()
-    folder = REPOSITORY / "build" / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as workspace:
-        os.environ["HYBRIDMIM_WORKSPACE"] = workspace
-        host = start()
+    with slicer_at_work() as (host, _workspace):
         try:
-            show = Show(host, folder, given.name)
+            show = SegmentationShow(host, given.name)
             show.without_input()
             show.installing()
             show.with_model(given.model)
@@ -277,12 +234,9 @@ def main() -> int:
             show.done()
             show.figures(given.labels)
             if given.keep:
-                show.keep()
+                show.keep(KEPT)
         finally:
-            host.close()
             warm_worker().close()
-    for one in problems.take():
-        print(f"{one.kind}: {one.text}", file=sys.stderr)
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,74 @@ def test_a_run_outlives_reload_and_slicer_and_is_found_again(
     wait_for_step(later, third, 2)
     pause(later, third)
     assert living_owner(folder) is None
+
+
+def test_a_run_that_was_begun_just_before_a_reload_is_found(host: Host, panel: Any, scans: Path) -> None:
+    fill_in(panel, scans, pretraining=100_000)
+    panel.ui.workPretrainButton.click()
+    folder = panel.content.work.job.folder
+    again = host.reload_module("HybridMIMTraining")
+    assert not again.content.work.busy, "it has not said yet that it is at work"
+    host.wait_until(lambda: again.content.work.busy, 60, "the run is followed")
+    assert again.content.work.job.folder == folder
+    pause(host, again)
+
+
+def test_a_run_that_was_cancelled_before_it_had_begun_is_not_offered_for_resuming(
+    host: Host, panel: Any, scans: Path
+) -> None:
+    fill_in(panel, scans)
+    panel.ui.workPretrainButton.click()
+    dialogs.announce("message", "OK")
+    panel.ui.workCancelButton.click()
+    wait_for_end(host, panel, 30)
+    assert panel.ui.workMessageLabel.text == "Stopped before it had begun."
+    assert not panel.ui.workResumeButton.enabled and panel.ui.workPretrainButton.enabled
+
+
+def test_a_finetuning_from_what_is_not_there_does_not_start(host: Host, panel: Any, scans: Path) -> None:
+    fill_in(panel, scans)
+    node, ui = panel.content.parameters.node, panel.ui
+    node.startFrom = str(scans / "gone")
+    assert not ui.workFinetuneButton.enabled and str(scans / "gone") in ui.workFinetuneButton.toolTip
+    assert ui.workPretrainButton.enabled and ui.workTrainButton.enabled and ui.workStudyButton.enabled
+    node.startFrom = ""
+    assert ui.workFinetuneButton.enabled
+    (scans / "published.safetensors").touch()
+    weights = {**flat(TINY), "weights": str(scans / "published.safetensors")}
+    node.plan = json.dumps({"base": "automatic", "changes": weights})
+    assert ui.workFinetuneButton.enabled and ui.workPretrainButton.enabled, ui.workFinetuneButton.toolTip
+    assert not ui.workTrainButton.enabled and "Weights" in ui.workTrainButton.toolTip
+    assert starts(panel) == [f"Weights of the plan: {scans / 'published.safetensors'}"]
+
+
+def test_a_pretraining_that_was_deleted_is_offered_no_more(host: Host, panel: Any, scans: Path) -> None:
+    fill_in(panel, scans)
+    panel.ui.workPretrainButton.click()
+    wait_for_end(host, panel)
+    wait_for_lookups(host, panel)
+    folder, runs = panel.content.work.job.folder, panel.content.runs
+    panel.ui.runsSection.collapsed = False
+    host.wait_until(lambda: folder in runs.runs, 20, "the run in the list")
+    runs.choose(folder)
+    host.wait_until(lambda: panel.ui.runsDeleteButton.enabled, 20, "what can be done with it")
+    dialogs.announce("message", "OK")
+    panel.ui.runsDeleteButton.click()
+    host.wait_until(lambda: not runs.busy, 20, "the deletion")
+    wait_for_lookups(host, panel)
+    assert starts(panel) == ["Nothing: from scratch", f"{folder} (not found in the workspace)"]
+    assert not panel.ui.workFinetuneButton.enabled and "is not there" in panel.ui.workFinetuneButton.toolTip
+
+
+def test_a_paused_run_that_was_deleted_is_not_offered_for_resuming(host: Host, panel: Any, scans: Path) -> None:
+    fill_in(panel, scans, pretraining=100_000)
+    panel.ui.workPretrainButton.click()
+    wait_for_step(host, panel, 1)
+    pause(host, panel)
+    assert panel.ui.workResumeButton.enabled
+    shutil.rmtree(panel.content.work.job.folder)
+    panel.content.enter()
+    assert not panel.ui.workResumeButton.enabled and "Nothing was paused" in panel.ui.workResumeButton.toolTip
 
 
 def test_a_run_that_another_slicer_started_is_found_on_entering(host: Host, panel: Any, scans: Path) -> None:

@@ -94,7 +94,7 @@ def check_data(host: Host, panel: Any, folders: dict[str, Any]) -> None:
     panel.ui.dataLabelledPathLineEdit.currentPath = str(folders["labelled"])
     panel.ui.dataCheckButton.click()
     host.wait_until(lambda: not panel.content.data.busy and panel.content.data.checked, 120, "the check")
-    assert [len(folder.rows) for folder in panel.content.data.checked.folders] == [12, 10]
+    assert [len(folder.rows) for folder in panel.content.data.checked.folders.values()] == [12, 10]
 
 
 def pretrain_across_a_restart(host: Host, panel: Any, load_modules: Callable[[Host], Host], pictures: Path) -> Path:

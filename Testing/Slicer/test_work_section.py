@@ -140,7 +140,10 @@ def test_why_nothing_can_be_started_is_said(bench: Bench, look: Callable[[str], 
     assert bench.ui.workHintLabel.text == "Choose a folder of scans."
     assert not bench.ui.workTrainButton.enabled and bench.ui.workTrainButton.toolTip == "Choose a folder of scans."
     bench.section.update({"finetune": "Choose labelled scans.", "train": "Choose labelled scans.", "pretrain": ""})
-    assert bench.ui.workHintLabel.text == "Fine-tune; Pre-train, then fine-tune: Choose labelled scans."
+    assert (
+        bench.ui.workHintLabel.text
+        == "\u201cFine-tune\u201d, \u201cPre-train, then fine-tune\u201d: Choose labelled scans."
+    )
     assert bench.ui.workPretrainButton.enabled and not bench.ui.workFinetuneButton.enabled
     look("reasons")
     for button in ("Pause", "Resume", "Cancel", "Curves", "Preview"):
@@ -187,6 +190,15 @@ def test_a_run_at_work_is_shown_and_paused_and_resumed(
     assert bench.said() == "The model is ready." and bench.ended[-1].folder == folder
     assert not ui.workResumeButton.enabled
     look("finished")
+
+
+def test_losses_and_settings_are_called_as_people_call_them(host: Host, bench: Bench, instead: Any) -> None:
+    program = "  events.warning('Train for more finetuning.steps.')\n  phase = events.phase('finetune', 9)\n"
+    instead(program + "  phase.progress(1, {'cross_entropy': 0.5})\n")
+    bench.ui.workFinetuneButton.click()
+    wait(host, bench)
+    assert bench.said().endswith("Warning: Train for more Fine-tuning steps.")
+    assert bench.ui.workValuesTable.item(0, 0).text() == "loss: cross entropy"
 
 
 def test_a_paused_run_is_offered_by_the_next_slicer(host: Host, bench: Bench, instead: Any, tmp_path: Path) -> None:
@@ -263,6 +275,17 @@ def test_a_killed_process_is_told_and_can_be_resumed(
     bench.ui.workResumeButton.click()
     wait(host, bench)
     assert bench.said() == "The model is ready."
+
+
+def test_the_log_of_a_failed_run_repeats_nothing(host: Host, bench: Bench, instead: Any) -> None:
+    program = (
+        "  events.message('from scratch')\n  print('from scratch')\n  print('finetune  [##......] 1/4  0:07 left')\n"
+    )
+    instead(program + "  print('who looks closer finds this', flush=True)\n  os.kill(os.getpid(), 9)\n")
+    bench.ui.workFinetuneButton.click()
+    wait(host, bench)
+    log = bench.ui.workLogTextEdit.toPlainText()
+    assert log.count("from scratch") == 1 and "[##" not in log and "who looks closer finds this" in log
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(host: Host, bench: Bench, instead: Any) -> None:

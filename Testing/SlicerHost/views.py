@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import vtk
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 
-from HybridMIMLib.slicer_side.pictures import off_screen_window, result_picture
+from HybridMIMLib.slicer_side.pictures import off_screen_window, result_picture, slice_picture
 
 _CHART_SIZE = (900, 600)
+_GAP, _CAPTION, _LETTERS = 6, 30, 20
+"""Pixels: between slices, the place for a line of text above each, and the height of its letters."""
 
 
 def scene_picture(scene: Any, path: Path, title: str = "") -> Path:
@@ -25,6 +30,24 @@ def scene_picture(scene: Any, path: Path, title: str = "") -> Path:
     if volume is None:
         raise ValueError(f"the scene has no volume below the segmentation {segmentation.GetName()}")
     result_picture(path, volume, segmentation, title=title)
+    return path
+
+
+def slices_picture(volumes: Mapping[str, Any], path: Path) -> Path:
+    """One axial slice through the middle of each volume, side by side, as PNG.
+
+    Args:
+        volumes: volume nodes by the text to put above each.
+    """
+    slices = {title: slice_picture(volume) for title, volume in volumes.items()}
+    width, height = next(iter(slices.values())).size
+    sheet = Image.new("RGB", (len(slices) * (width + _GAP) - _GAP, height + _CAPTION), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(font_manager.findfont("DejaVu Sans"), _LETTERS)
+    for number, (title, one) in enumerate(slices.items()):
+        left = number * (width + _GAP)
+        draw.text((left + width // 2, _CAPTION // 2), title, "black", font, anchor="mm")
+        sheet.paste(one, (left, _CAPTION))
+    sheet.save(path)
     return path
 
 

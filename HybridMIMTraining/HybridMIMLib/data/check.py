@@ -16,6 +16,7 @@ from HybridMIMLib.config import Run
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.finding import files_of
 from HybridMIMLib.data.layouts import Dataset, dataset_of, named_for_labels, open_dataset
+from HybridMIMLib.data.layouts.names import DESCRIPTIONS
 from HybridMIMLib.data.splits import FEWEST_CASES, draw_split
 from HybridMIMLib.data.survey import (
     CaseFacts,
@@ -26,7 +27,7 @@ from HybridMIMLib.data.survey import (
     odd_channels,
     unknown_label,
 )
-from HybridMIMLib.data.volume import mm, times
+from HybridMIMLib.data.volume import times
 from HybridMIMLib.data.walking import folder_stamp, walk
 from HybridMIMLib.errors import DataError, LabelError, SettingsError
 from HybridMIMLib.events import EventLog
@@ -202,10 +203,10 @@ def _classes(found: Sequence[CaseFacts], dataset: Dataset) -> tuple[tuple[LabelC
 
 
 def _others(dataset: Dataset) -> int:
-    """Files that belong to none of the cases; of a list, none."""
+    """Files that belong to none of the cases and do not say what the labels mean; of a list, none."""
     if not dataset.root.is_dir():
         return 0
-    known: set[Path] = set()
+    known = {dataset.root / name for name in DESCRIPTIONS}
     for case in dataset.cases:
         for path in (*case.images, *([case.label] if case.label else [])):
             known.update(files_of(path))
@@ -298,7 +299,7 @@ def _row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "status": verdict.status,
         "name": verdict.case.name,
         "voxels": times(facts.shape) if facts else "",
-        "mm": mm(facts.spacing).removesuffix(" mm") if facts else "",
+        "mm": " x ".join(f"{size:.3g}" for size in facts.spacing) if facts else "",
         "channels": str(facts.channels) if facts else "",
         "modality": facts.modality if facts else "",
         "reason": "; ".join(reasons),

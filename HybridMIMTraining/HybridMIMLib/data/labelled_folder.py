@@ -16,6 +16,7 @@ from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.finding import files_of
 from HybridMIMLib.data.grid import to_canonical
 from HybridMIMLib.data.layouts import Case, Dataset, open_dataset
+from HybridMIMLib.data.layouts.names import DESCRIPTIONS
 from HybridMIMLib.data.layouts.source import Source
 from HybridMIMLib.data.measuring import voxel_hash
 from HybridMIMLib.data.scans import Scan
@@ -27,7 +28,6 @@ from HybridMIMLib.files import read_json, write_json
 
 INDEX = ".cases.json"
 _LAYOUT = "images-labels"
-_DESCRIPTIONS = {"classes.json", "dataset.json"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _opened(path: Path) -> Dataset:
 
 
 def _holds_nothing(path: Path) -> bool:
-    return not any(set(names) - _DESCRIPTIONS for _, names in walk(path))
+    return not any(set(names) - DESCRIPTIONS for _, names in walk(path))
 
 
 def _stamp(case: Case) -> str:

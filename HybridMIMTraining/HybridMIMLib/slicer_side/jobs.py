@@ -21,7 +21,7 @@ from typing import Any
 
 from HybridMIMLib.errors import HybridMIMError, RunError
 from HybridMIMLib.events import EventReader
-from HybridMIMLib.files import read_json
+from HybridMIMLib.files import free_bytes, read_json
 from HybridMIMLib.runs import ask_to_stop, is_command, living_owner
 from HybridMIMLib.slicer_side.child import Child, OtherProcess, Process, last_lines, library_command
 from HybridMIMLib.slicer_side.progress import RunProgress
@@ -35,6 +35,8 @@ _SECONDS_TO_LISTEN = 0.02
 """That a look may take."""
 _EVENTS_PER_LOOK_AT_THE_CLOCK = 20
 _SOME_SCANS_SKIPPED = 3
+_ROOM_FOR_WORDS = 1_000_000
+"""Bytes; with less free a disk counts as full."""
 _ASKED_TO_END = (-15, 130, 143)
 _KILLED = {-9: "killed", 137: "killed", -11: "crashed", 139: "crashed", -6: "aborted"}
 """Slicer's launcher of Python makes 1 of all of them, which is also what an exception ends with."""
@@ -245,7 +247,16 @@ class Job(ProcessWork):
         has_told = any(line.startswith(_ERROR) for line in said)
         if not has_told and self.progress.outcome == "failed" and self.progress.message:
             return RunError(self.progress.message, cure="See the log.")
+        if not self.said and (full := self._disk_is_full()) is not None:
+            return full
         return why_it_died(self._process.exit_code, said)
+
+    def _disk_is_full(self) -> HybridMIMError | None:
+        """The error of a process that could not even write down why it ended."""
+        with suppress(OSError):
+            if free_bytes(self.folder) < _ROOM_FOR_WORDS:
+                return RunError(f"{self.folder}: the disk is full", cure="Free some space, then start it again.")
+        return None
 
 
 def start_job(command: str, options: Mapping[str, object], folder: Path) -> Job:
@@ -271,7 +282,11 @@ def attach_job(folder: Path) -> Job | None:
     pid = living_owner(folder)
     if pid is None or not is_command(folder):
         return None
-    return Job(folder, OtherProcess(folder, pid), EventReader(folder / "events.jsonl"))
+    process = OtherProcess(folder, pid)
+    # An error is printed last of all: one that is there while the process lives was that of an earlier attempt.
+    with suppress(OSError):
+        process.log_begins = (folder / LOG).stat().st_size
+    return Job(folder, process, EventReader(folder / "events.jsonl"))
 
 
 def launch(command: str, options: Mapping[str, object], folder: Path) -> tuple[Child, EventReader]:

@@ -7,6 +7,7 @@ The widgets come from the module's ``.ui`` file, by these names: ``progressBar``
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ _LINES = 500
 """Of the log; more would slow the panel and nobody reads them."""
 
 _WARNINGS = 3
+
+_BAR = re.compile(r"\[#*\.*\] \d+/\d+")
+"""A line by which a process tells a terminal how far it is."""
 
 # Readable on Slicer's light and on its dark style.
 ERROR_STYLE, _PLAIN_STYLE = "color: #d64541; font-weight: bold;", ""
@@ -117,7 +121,8 @@ class JobPanel:
         if job.state == FAILED:
             # What a process printed is for those who look closer; the message has the cause and the cure.
             for line in job.said:
-                self._ui.logTextEdit.appendPlainText(line)
+                if line not in job.progress.lines and not _BAR.search(line):
+                    self._ui.logTextEdit.appendPlainText(line)
         text = self._on_end(job)
         self.say(_with_warnings(text, job.progress.warnings), is_error=job.state == FAILED)
         self._on_change()

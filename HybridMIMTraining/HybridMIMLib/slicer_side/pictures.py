@@ -100,6 +100,19 @@ def result_picture(
     _write_png(_compose(slices, surface, legend, heading), path)
 
 
+def slice_picture(volume_node: Node, orientation: str = "Axial") -> Image.Image:
+    """One slice through the middle of a volume, along its own axes, with the window that its display node has.
+
+    Args:
+        volume_node: the scan; the scene is left as it was.
+        orientation: ``"Axial"``, ``"Sagittal"`` or ``"Coronal"``.
+    """
+    scene = volume_node.GetScene()
+    with _scene_as_it_was(scene, volume_node), _application(scene) as application:
+        view = _draw_slice(scene, application, volume_node, orientation, _region(volume_node, []))
+    return Image.fromarray(view.pixels)
+
+
 def pick_reference_color(class_colors: Sequence[Color]) -> Color:
     """The colour for the reference's outlines: strong, to show on any grey, and far from the classes'."""
     if not class_colors:

@@ -17,13 +17,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
-from HybridMIMLib.agreement import check_agreement, check_folders
-from HybridMIMLib.config import Run, from_dict, to_dict
+from HybridMIMLib.agreement import check_agreement
+from HybridMIMLib.commands import COMMANDS
+from HybridMIMLib.config import Run, from_dict, hints_of, to_dict
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.presets import list_presets
 from HybridMIMLib.runs import load_settings
@@ -64,6 +66,11 @@ _TITLES = {
 
 _CUBES = ("plan.spacing", "plan.crop", "plan.patch", "plan.region", "pretraining.box")
 """Of which one number stands for all three axes."""
+
+_TWO_STARTS = (
+    "Weights to start from are given (Advanced settings, Run), and unlabelled scans too: a training that does both "
+    "starts from one pre-training only. Empty the setting Weights, or fine-tune alone."
+)
 
 _OF_MACHINE = ("unlabelled", "labelled", "output", "store", "scans", "predictions", "references", "compare", "model")
 """What a file of settings says of folders is not taken: those of the panel count, and are in sight."""
@@ -144,7 +151,9 @@ def _numbers(text: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number that a computer can calculate with: one of hundreds of digits is none."""
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_one and not (isinstance(value, int) and abs(value) > sys.float_info.max)
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -299,17 +308,19 @@ class PlanChoices:
         values = {**DEFAULTS, **self.values_of_base, **self.changes}
         return from_dict(nested({**values, "unlabelled": unlabelled or None, "labelled": labelled or None}))
 
-    def why_not(self, unlabelled: str = "", labelled: str = "") -> str:
+    def why_not(self, unlabelled: str = "", labelled: str = "", command: str = "train") -> str:
         """Why no training can begin with these settings, in the words of the library; empty if it can.
 
         Args:
             unlabelled, labelled: the folders; without any, nothing is said of them.
+            command: that is to begin; what it does not know is in nobody's way.
         """
+        options = COMMANDS[command].options
         try:
             run = self.run(unlabelled, labelled)
-            check_agreement(run, pretrains=bool(unlabelled) or not labelled)
-            if unlabelled or labelled:
-                check_folders(run)
+            check_agreement(run, pretrains="pretraining" in options and bool(unlabelled or not labelled))
+            if command == "train" and run.unlabelled and run.weights:
+                return _TWO_STARTS
         except SettingsError as error:
             return for_user(str(error))
         return ""
@@ -374,7 +385,7 @@ def _as_options(values: Mapping[str, Any]) -> dict[str, object]:
 
 def _is_nothing(name: str, value: Any) -> bool:
     """Text that is not given is left out: no path is called null."""
-    return value is None and get_type_hints(Run).get(name) == Optional[str]
+    return value is None and hints_of(Run).get(name) == Optional[str]
 
 
 def _as_option(name: str, value: Any) -> str:

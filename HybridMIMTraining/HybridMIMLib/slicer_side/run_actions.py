@@ -37,6 +37,7 @@ from HybridMIMLib.slicer_side.run_list import (
     STARTING,
     RunInfo,
     forget,
+    is_run,
     read_run,
     remembered,
     workspace_runs,
@@ -187,6 +188,15 @@ def resume_run(folder: Path) -> Job:
     Raises:
         RunError: it cannot be continued, or the process cannot be started.
     """
+    try:
+        is_there = is_run(folder)
+    except OSError:
+        is_there = False
+    if not is_there:
+        raise RunError(
+            f"{os.fsencode(folder).decode('utf-8', 'replace')}: cannot be resumed, there is no run in this folder",
+            cure="It was moved or deleted, or its drive is missing: put it back, or choose another.",
+        )
     owner, machine = living_owner(folder), other_machine(folder) or ""
     state = AT_WORK if owner or machine else FINISHED if os.path.exists(folder / "result.json") else STOPPED
     run = RunInfo(folder, state, command_of(folder) or "", owner=owner, machine=machine)

@@ -28,7 +28,7 @@ _TROUBLE = (FAILED, DIED, DAMAGED, MISSING)
 _RED = "#d64541"
 """Readable on Slicer's light and on its dark style."""
 
-_WIDTHS = (150, 75, 95, 55, 80, 105, 60, 60, 70)
+_WIDTHS = (145, 75, 80, 50, 80, 105, 60, 60, 70)
 _ROW_HEIGHT = 22
 _STATE = 1
 
@@ -69,6 +69,8 @@ class RunView:
         widget.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
         widget.setSelectionMode(qt.QAbstractItemView.ExtendedSelection)
         widget.setWordWrap(False)
+        # Runs of one kind and name differ at their end.
+        widget.setTextElideMode(qt.Qt.ElideMiddle)
         widget.verticalHeader().visible = False
         widget.verticalHeader().setDefaultSectionSize(_ROW_HEIGHT)
         widget.connect("itemSelectionChanged()", self._chose)

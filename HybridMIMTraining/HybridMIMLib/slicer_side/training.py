@@ -86,6 +86,21 @@ def finished_pretrainings() -> list[Pretraining]:
     return sorted(found, key=lambda one: one.made, reverse=True)
 
 
+def why_no_weights(path: str) -> str:
+    """Why a fine-tuning cannot start from something, as a sentence with the cure; empty if it can.
+
+    Args:
+        path: a folder, or a file of weights; empty: from scratch.
+    """
+    place = os.path.expanduser(path)
+    if not path or os.path.isfile(place) or os.path.isfile(os.path.join(place, WEIGHTS)):
+        return ""
+    cure = "Choose something else to fine-tune from, or nothing."
+    if os.path.isdir(place):
+        return f"There are no pre-trained weights in the folder to fine-tune from: {path}. {cure}"
+    return f"What the fine-tuning is to start from is not there: {path}. {cure}"
+
+
 def what_was_made(job: Job) -> str:
     """What to tell the user of a run that has finished; of another one its message."""
     if job.state != FINISHED:

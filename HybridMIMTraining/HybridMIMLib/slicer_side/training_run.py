@@ -167,7 +167,7 @@ def start_pretraining(unlabelled: str | Path, *, folder: str | Path | None = Non
         settings: as for :func:`HybridMIMLib.pretrain`, such as ``pretraining={"steps": 500}``.
 
     Raises:
-        SettingsError: a setting cannot work, or the folder of scans is not there.
+        SettingsError: a setting cannot work, or the scans, or the weights to start from, are not there.
         HybridMIMError: packages are missing, or the process cannot be started.
     """
     return start_run("pretrain", {"unlabelled": unlabelled, **settings}, folder)
@@ -270,6 +270,10 @@ def _options(settings: Mapping[str, Any]) -> dict[str, object]:
     for name in ("unlabelled", "labelled"):
         if known.get(name) and not os.path.exists(os.path.expanduser(str(known[name]))):
             raise SettingsError(f"{known[name]}: the {name} scans are not there", cure="Give another folder.")
+    if known.get("weights") and not os.path.exists(os.path.expanduser(str(known["weights"]))):
+        raise SettingsError(
+            f"{known['weights']}: the weights to start from are not there", cure="Give others, or none."
+        )
     make_run(None, known)
     options: dict[str, object] = {} if config is None else {"config": config_path(str(config))}
     for name, value in known.items():

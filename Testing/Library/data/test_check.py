@@ -50,7 +50,7 @@ def test_good_scans_with_their_classes(labelled: Path) -> None:
     checked = examine_dataset(open_dataset(labelled, True), True, EventLog())
     assert {one.status for one in checked.verdicts} == {"good"} and not checked.problems
     assert [one.name for one in checked.classes] == ["Bright", "Dark"]
-    assert checked.others == 2, "classes.json and the notes"
+    assert checked.others == 1, "the notes; classes.json is read"
     assert all(one.facts is not None and one.facts.labels == {1, 2} for one in checked.verdicts)
 
 

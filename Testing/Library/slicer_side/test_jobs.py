@@ -208,6 +208,30 @@ def test_a_process_of_somebody_else_that_dies_has_failed(tmp_path: Path) -> None
     assert "ended without a result" in job.message
 
 
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_one_that_could_not_even_say_that_the_disk_is_full(
+    tmp_path: Path, script, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    monkeypatch.setattr(jobs, "free_bytes", lambda _folder: free)
+    script("sys.exit(1)")
+    message = finish(start_job("any", {}, tmp_path / "run")).message
+    assert ("the disk is full" in message) == (free == 0) and ("memory ran out" in message) == (free > 0)
+
+
+def test_an_error_of_an_earlier_attempt_is_not_why_this_one_died(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("error: The disk was full. Make room.\n")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        (tmp_path / "run.pid").write_text(f"{other.pid}\n\ncommand\n")
+        (tmp_path / "heartbeat").touch()
+        killed, told = attach_job(tmp_path), attach_job(tmp_path)
+        other.kill()
+    assert killed is not None and told is not None
+    assert finish(killed).message.startswith("The process ended without a result")
+    with open(tmp_path / "log.txt", "a") as log:
+        log.write("error: A scan is gone. Put it back.\n")
+    assert finish(told).message.startswith("A scan is gone")
+
+
 def test_one_that_somebody_else_stopped_has_not_failed(tmp_path: Path, script) -> None:
     script("(run / 'ready').touch(); time.sleep(60)")
     job = start_job("any", {}, tmp_path / "run")

@@ -133,11 +133,32 @@ def test_what_cannot_work_is_told_with_the_words_of_the_library(name: str, text:
     assert choices.why_not("scans") == ""
 
 
+@pytest.mark.parametrize("name", ["pretraining.steps", "network.dropout", "plan.crop", "name"])
+def test_a_number_that_no_computer_can_hold_is_refused_and_shown_as_it_was_typed(name: str) -> None:
+    choices = PlanChoices()
+    choices.changes[name] = 10**400
+    assert SETTINGS[name].show(choices.value(name)) == str(10**400)
+    assert name == "pretraining.steps" or choices.why_not("scans")
+    assert PlanChoices.load(choices.dump()).changes == choices.changes
+
+
 def test_folders_and_weights_are_looked_at_together() -> None:
     choices = PlanChoices()
     choices.set("weights", "run")
-    assert "both given" in choices.why_not("scans", "cases") and choices.why_not("", "cases") == ""
-    assert choices.why_not() == ""
+    reason = choices.why_not("scans", "cases")
+    assert reason.startswith("Weights to start from are given") and "--" not in reason
+    assert choices.why_not("", "cases") == choices.why_not() == ""
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "study"])
+def test_what_a_command_does_not_know_is_not_in_its_way(command: str) -> None:
+    choices = PlanChoices()
+    choices.set("weights", "run")
+    choices.set("pretraining.objective", "mae")
+    reason = choices.why_not("scans", "cases", command)
+    assert (reason == "") if command == "finetune" else reason.startswith("Pre-training task is mae")
+    choices.set("pretraining.objective", "simmim")
+    assert choices.why_not("scans", "cases", command) == ""
 
 
 def test_no_setting_is_called_by_its_dotted_name_in_a_message() -> None:

@@ -109,8 +109,9 @@ def test_what_cannot_be_resumed_says_why(runs: Path, scans: Path, monkeypatch: p
     assert "about.json" in why(runs / "relative")
     (runs / "segment" / "result.json").write_text("{")
     assert "Remove that file" in why(runs / "segment")
-    with pytest.raises(RunError):
-        resume_run(runs / "nowhere")
+    for nothing in (runs / "nowhere", scans):
+        with pytest.raises(RunError, match="there is no run in this folder"):
+            resume_run(nothing)
 
 
 def test_who_cannot_be_followed(runs: Path, scans: Path) -> None:

@@ -22,6 +22,7 @@ from HybridMIMLib.slicer_side.training import (
     start_training,
     training_at_work,
     what_was_made,
+    why_no_weights,
 )
 
 SMALL = {name: value for name, value in flat(TINY).items() if not name.endswith("steps")}
@@ -79,6 +80,15 @@ def test_finished_pretrainings_are_listed_the_latest_first(workspace: Path) -> N
             os.utime(folder / "result.json", (stamp, stamp))
     assert [one.name for one in finished_pretrainings()] == ["both", "alone"]
     assert finished_pretrainings()[0].folder == workspace / "runs" / "both" / "pre-training"
+
+
+def test_what_a_finetuning_cannot_start_from_is_told_before_it_starts(tmp_path: Path) -> None:
+    assert why_no_weights("") == ""
+    reason = why_no_weights(str(tmp_path / "gone"))
+    assert "is not there" in reason and str(tmp_path / "gone") in reason and reason.endswith("or nothing.")
+    assert "no pre-trained weights" in why_no_weights(str(tmp_path))
+    (tmp_path / WEIGHTS).touch()
+    assert why_no_weights(str(tmp_path)) == why_no_weights(str(tmp_path / WEIGHTS)) == ""
 
 
 def test_a_run_outlives_who_started_it_and_is_found_again(blobs: Path) -> None:

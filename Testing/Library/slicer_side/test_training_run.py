@@ -173,6 +173,7 @@ def test_a_later_program_goes_on_with_what_an_earlier_one_began(started: Callabl
         (lambda blobs: start_pretraining(blobs / "unlabelled", steps=5), "there is no setting steps"),
         (lambda blobs: start_training(blobs / "unlabelled", config="no such"), "no such file, preset or recipe"),
         (lambda blobs: start_study(blobs / "unlabelled", blobs / "x"), "labelled scans are not there"),
+        (lambda blobs: start_finetuning(blobs / "labelled", weights=blobs / "x"), "weights to start from are not"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_starts(

@@ -11,6 +11,9 @@ from HybridMIMLib.data.classes import LabelClass, Naming, default_color, make_na
 from HybridMIMLib.data.layouts.cases import Dataset, check_unique, read_object
 from HybridMIMLib.errors import DataError
 
+DESCRIPTIONS = frozenset({"classes.json", "dataset.json"})
+"""Files of a folder of scans that say so."""
+
 PARTIAL = "partially_labelled"
 """The entry of dataset.json, classes.json or a list that says so, true or false."""
 

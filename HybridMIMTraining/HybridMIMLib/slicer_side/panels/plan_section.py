@@ -80,13 +80,17 @@ class PlanSection:
         """Options of the command line, ``config`` with the name of the preset among them."""
         return self._choices.options()
 
-    def why_not(self) -> str:
-        """Why no training can begin with these settings, as a sentence; empty if it can."""
+    def why_not(self, command: str = "train") -> str:
+        """Why a training cannot begin with these settings, as a sentence; empty if it can.
+
+        Args:
+            command: pretrain, finetune, train or study.
+        """
         if self._wrong_file:
             return self._wrong_file
         if self._choices.base == OWN and not self._choices.values_of_base:
             return _("No file of settings is chosen; choose one, or another preset.")
-        return self._choices.why_not(*self._folders)
+        return self._choices.why_not(*self._folders, command)
 
     def update(self, unlabelled: str, labelled: str, elsewhere: str) -> None:
         """Enable what can be done.

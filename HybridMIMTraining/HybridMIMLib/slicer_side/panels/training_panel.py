@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import qt
 import slicer.util
 from slicer.i18n import tr as _
 
@@ -27,7 +28,12 @@ from HybridMIMLib.slicer_side.training import (
     start_training,
     training_at_work,
     what_was_made,
+    why_no_weights,
 )
+
+_LOOK_EVERY, _LOOKS = 2000, 30
+"""Milliseconds between two looks for a run that has begun before this panel, and how many there are: it takes its
+time until it says in its folder that it is at work."""
 
 
 class TrainingPanel:
@@ -41,19 +47,25 @@ class TrainingPanel:
         parameters: bound to the scene.
         samples, data, plan, work, runs, elsewhere, environment: the sections.
         lookups: looks for what a fine-tuning can start from.
+        finding: looks for a run at work.
     """
 
     def __init__(self, ui: Any, logic: Any) -> None:
         self._ui, self._updating = ui, False
         self._pretrainings: list[Pretraining] = []
-        self.lookups = Later()
+        self._just_made: Path | None = None
+        self._why_no_weights: dict[str, str] = {}
+        self.lookups, self.finding = Later(), Later()
+        self._looks_left, self._finder = 0, qt.QTimer()
+        self._finder.interval = _LOOK_EVERY
+        self._finder.connect("timeout()", self._look_for_run)
         # Sections ask for what the scene has while they are made.
         self.parameters = SceneParameters(logic.getParameterNode, ui, self._bound, self.update)
         self.data = DataSection(ui, self._data_changed)
         self.samples = SamplePart(ui, self._use_folders, self.update)
         self.plan = PlanSection(ui, self._plan_changed)
         self.work = WorkSection(ui, self._start, self.update, self._ended)
-        self.runs = RunsSection(ui, self._attach, self._resume, self._use_model, self.update)
+        self.runs = RunsSection(ui, self._attach, self._resume, self._use_model, self._runs_changed)
         self.elsewhere = ElsewhereSection(ui, self._options, self.update, self._imported)
         self.environment = EnvironmentSection(ui, self.update)
         ui.startFromComboBox.connect("activated(int)", self._start_chosen)
@@ -68,11 +80,15 @@ class TrainingPanel:
             job = training_at_work()
             if job is not None:
                 self.work.follow(job)
+        self._looks_left = _LOOKS
+        self._finder.start()
         self.update()
 
     def close(self) -> None:
         """The module is reloaded, or Slicer quits: a run goes on, and is found again."""
+        self._finder.stop()
         self.lookups.close()
+        self.finding.close()
         for section in (self.samples, self.data, self.plan, self.work, self.runs, self.elsewhere, self.environment):
             section.close()
         self.parameters.close()
@@ -114,7 +130,15 @@ class TrainingPanel:
         """Why a command cannot be started, as a sentence; empty if it can."""
         if self.parameters.node is None:
             return _("The scene is being changed.")
-        return self.environment.changes or self.data.why_not(command) or self.plan.why_not()
+        reason = self.environment.changes or self.data.why_not(command) or self.plan.why_not(command)
+        return reason or (self._why_no_start() if command == "finetune" else "")
+
+    def _why_no_start(self) -> str:
+        """Asked of the disk once for a path, until runs have changed or the panel is looked at again."""
+        path = str(self._options("finetune").get("weights", ""))
+        if path not in self._why_no_weights:
+            self._why_no_weights[path] = why_no_weights(path)
+        return self._why_no_weights[path]
 
     # --- what a run is started with -------------------------------------------------------------------------------
 
@@ -156,11 +180,14 @@ class TrainingPanel:
         Args:
             chosen: the one that is meant from now on; None: as it was.
         """
+        # Whoever asks once more before the answer has come means the same.
+        self._just_made = chosen or self._just_made
 
         def found(pretrainings: list[Pretraining]) -> None:
-            self._pretrainings = pretrainings
-            if chosen is not None and self.parameters.node is not None:
-                self.parameters.node.startFrom = str(chosen)
+            self._pretrainings, made, self._just_made = pretrainings, self._just_made, None
+            self._why_no_weights.clear()
+            if made is not None and self.parameters.node is not None:
+                self.parameters.node.startFrom = str(made)
             self.update()
 
         self.lookups.ask(finished_pretrainings, found)
@@ -168,7 +195,9 @@ class TrainingPanel:
     def _show_start(self) -> None:
         node, combo = self.parameters.node, self._ui.startFromComboBox
         chosen = node.startFrom if node is not None else ""
-        entries = [(_("Nothing: from scratch"), "")]
+        weights = str(self.plan.options().get("weights", ""))
+        nothing = _("Weights of the plan: {path}").format(path=weights) if weights else _("Nothing: from scratch")
+        entries = [(nothing, "")]
         entries += [(one.name, str(one.folder)) for one in self._pretrainings]
         if chosen not in [path for _name, path in entries]:
             entries.append((_("{path} (not found in the workspace)").format(path=chosen), chosen))
@@ -183,6 +212,20 @@ class TrainingPanel:
         if self.parameters.node is not None:
             self.parameters.node.startFrom = str(self._ui.startFromComboBox.itemData(number) or "")
 
+    # --- a run that has begun before --------------------------------------------------------------------------------
+
+    def _look_for_run(self) -> None:
+        """Find the run that was begun just before the module was reloaded, or by another Slicer."""
+        self._looks_left -= 1
+        if self.work.busy or self._looks_left < 0:
+            self._finder.stop()
+        elif not self.finding.busy:
+            self.finding.ask(training_at_work, self._found_run)
+
+    def _found_run(self, job: Job | None) -> None:
+        if job is not None and not self.work.busy:
+            self.work.follow(job)
+
     # --- what becomes of runs -------------------------------------------------------------------------------------
 
     def _ended(self, job: Job) -> str:
@@ -191,6 +234,11 @@ class TrainingPanel:
         is_pretraining = job.state == FINISHED and command_of(job.folder) == "pretrain"
         self._look_for_pretrainings(job.folder if is_pretraining else None)
         return what_was_made(job)
+
+    def _runs_changed(self) -> None:
+        """A package was made, or runs were deleted, from which a fine-tuning could have started."""
+        self._look_for_pretrainings()
+        self.update()
 
     def _attach(self, folder: Path) -> None:
         job = attach_job(folder)

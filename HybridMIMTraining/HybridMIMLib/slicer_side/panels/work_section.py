@@ -30,6 +30,7 @@ from HybridMIMLib.slicer_side.panel import JobPanel
 from HybridMIMLib.slicer_side.panels.later import Later
 from HybridMIMLib.slicer_side.panels.parts import job_widgets, show_in_slices
 from HybridMIMLib.slicer_side.panels.widgets import allow, say, show
+from HybridMIMLib.slicer_side.plan_choices import for_user
 from HybridMIMLib.slicer_side.plots import Chart
 from HybridMIMLib.slicer_side.preview_nodes import Previews, find_previews, in_order, load_previews, shown_previews
 from HybridMIMLib.slicer_side.progress import RunProgress, Value
@@ -40,6 +41,12 @@ from HybridMIMLib.slicer_side.step_work import StepWork
 _READ_EVERY, _LOOK_EVERY, _PIECES_EVERY = 60, 3000, 30
 """Milliseconds: between two looks at the log for the curves, at the folder of previews, and two pieces of loading."""
 _SECONDS_BETWEEN_DRAWINGS = 1.0
+
+_SHARES = (0, 1.02)
+"""Ends of the axis of what is 1 at most; a curve at 1 is not to lie on the frame."""
+
+_TRAININGS = ("pretrain", "finetune")
+"""Phases whose steps the plan counts."""
 
 _PAUSED = "HybridMIM/pausedRun"
 """Setting: folder of the run that can be resumed here."""
@@ -76,8 +83,8 @@ class WorkSection:
         self._curves: RunCurves | None = None
         self._charts = {
             LOSSES: Chart("HybridMIM losses", _("step"), _("loss")),
-            DICE: Chart("HybridMIM Dice", _("step"), _("Dice on the validation scans"), (0, 1)),
-            HEADS: Chart("HybridMIM heads", _("step"), _("share of right answers"), (0, 1)),
+            DICE: Chart("HybridMIM Dice", _("step"), _("Dice on the validation scans"), _SHARES),
+            HEADS: Chart("HybridMIM heads", _("step"), _("share of right answers"), _SHARES),
             OTHERS: Chart("HybridMIM measures", _("step"), _("value")),
         }
         self._drawn: dict[str, int] = {}
@@ -127,6 +134,9 @@ class WorkSection:
             reasons: why each command cannot be started; empty or missing where it can.
         """
         self._reasons = dict(reasons)
+        if self._resumable is not None and not (self._resumable / "run.yaml").is_file():
+            # It was deleted, or its drive is gone.
+            self._resumable = None
         self._show()
 
     def follow(self, job: Job) -> None:
@@ -218,11 +228,13 @@ class WorkSection:
         self._show_look(work.progress)
         self._looker.stop()
         self._look_for_previews()
-        self._resumable = work.folder if work.state in (STOPPED, FAILED) else None
+        # One that ended before it wrote down what it was to do can only be started anew.
+        has_begun = (work.folder / "run.yaml").is_file()
+        self._resumable = work.folder if work.state in (STOPPED, FAILED) and has_begun else None
         qt.QSettings().setValue(_PAUSED, str(self._resumable or ""))
         if work.state == FAILED and work.said:
             self._ui.workLogButton.checked = True
-        return _how_it_ended(work, text or work.message)
+        return _how_it_ended(work, text or work.message, has_begun)
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -273,10 +285,10 @@ class WorkSection:
         names: dict[str, list[str]] = {}
         for command, button in self._buttons().items():
             if self._reasons.get(command):
-                names.setdefault(self._reasons[command], []).append(str(button.text))
+                names.setdefault(self._reasons[command], []).append(f"\u201c{button.text}\u201d")
         if len(names) == 1 and len(next(iter(names.values()))) == len(self._buttons()):
             return next(iter(names))
-        return "\n".join(f"{'; '.join(those)}: {reason}" for reason, those in names.items())
+        return "\n".join(f"{', '.join(those)}: {reason}" for reason, those in names.items())
 
     def _changed(self) -> None:
         self._show()
@@ -417,6 +429,10 @@ class _RunPanel(JobPanel):
         self._on_look = on_look
         super().__init__(ui, on_end, on_change)
 
+    def say(self, text: str, is_error: bool = False) -> None:
+        """Show a sentence, with settings called as in the panel."""
+        super().say(for_user(text), is_error)
+
     def _cancel(self) -> None:
         job = self.job
         if job is None or job.ended:
@@ -445,6 +461,7 @@ class _RunPanel(JobPanel):
         super()._show_values(job)
         table, meanings = self._ui.valuesTable, _meanings()
         for row, name in enumerate(self._values(job)):
+            table.item(row, 0).setText(name.replace("_", " "))
             table.item(row, 0).setToolTip(meanings.get(name, name))
         rows = min(max(table.rowCount, 1), _ROWS_AT_ONCE)
         table.setFixedHeight((rows + 1) * _ROW_HEIGHT + 6)
@@ -462,6 +479,10 @@ def _meanings() -> dict[str, str]:
         "loss: dice": _("1 minus the overlap with the labels, of the crops of a step."),
         "loss: cross_entropy": _("How little it trusts the right class, voxel by voxel."),
         "validation mean": _("Dice on whole validation scans, mean over the classes; 1 is perfect."),
+        "hidden_error": _("Mean squared error of hidden voxels."),
+        "patch_mean_error": _(
+            "What that error would be if the network knew the true mean of each patch, and no more."
+        ),
         "error_to_patch_mean": _("Squared error of hidden voxels, of what the true mean of each patch would give."),
     }
 
@@ -494,15 +515,20 @@ def _memory_in_words(memory: Mapping[str, int]) -> str:
     return " ".join(parts)
 
 
-def _how_it_ended(job: Job, text: str) -> str:
-    """What to tell of a run; ``text`` of one that was not stopped."""
+def _how_it_ended(job: Job, text: str, has_begun: bool) -> str:
+    """What to tell of a run; ``text`` of one that was not stopped; ``has_begun``: whether it can be resumed."""
+    if not has_begun:
+        return _("Stopped before it had begun.") if job.state == STOPPED else text
     if job.state == FAILED:
         return _("{text} When the cause is gone, Resume goes on from what is kept.").format(text=text)
     if job.state != STOPPED:
         return text
     progress = job.progress
     at = (
-        _(" at step {step} of {steps}").format(step=progress.step, steps=progress.steps) if progress.steps > 1 else ""
+        _(" at step {step} of {steps}").format(step=progress.step, steps=progress.steps)
+        # Scans that are prepared are no steps to anybody who set a number of steps.
+        if progress.steps > 1 and progress.phase in _TRAININGS
+        else ""
     )
     if job.pausing:
         return _("Paused{at}. Resume goes on there, also after Slicer or the machine was off.").format(at=at)
