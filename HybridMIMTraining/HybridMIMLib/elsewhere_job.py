@@ -17,25 +17,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from HybridMIMLib.errors import HybridMIMError, SettingsError
+from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.exporting import Export, export_run
-from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.files import read_json
 from HybridMIMLib.importing import import_run
+from HybridMIMLib.window_jobs import work_off
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do a job; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if len(arguments) != 1:
-            raise SettingsError("no job is named", cure="Give one: elsewhere_job JOB.json.")
-        file = Path(arguments[0])
-        write_json(file.parent / "result.json", do_job(_read_job(file), EventLog(file.parent / "events.jsonl")))
-    except HybridMIMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return work_off(
+        "elsewhere_job", lambda file: do_job(_read_job(file), EventLog(file.parent / "events.jsonl")), arguments
+    )
 
 
 def do_job(job: Mapping[str, Any], events: EventLog) -> dict[str, Any]:

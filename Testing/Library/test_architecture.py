@@ -34,6 +34,7 @@ FLOORS = {
         "presets",
         "randomness",
         "parents",
+        "window_jobs",
         "worker_pipes",
         "worker_protocol",
     ),

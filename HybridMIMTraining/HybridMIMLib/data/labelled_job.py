@@ -30,9 +30,10 @@ from HybridMIMLib.data.check import FOLDERS, check_for_window
 from HybridMIMLib.data.layouts import Case
 from HybridMIMLib.data.next_scan import next_scan, write_case_for_window, write_for_window
 from HybridMIMLib.data.scans import read_scan
-from HybridMIMLib.errors import DataError, HybridMIMError, SettingsError
+from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.window_jobs import work_off
 
 _JOBS = {"add": "case", "next": "ranking", "read": "scan", "case": "images", "check": "labelled"}
 """What each job cannot do without, besides the folder."""
@@ -40,17 +41,7 @@ _JOBS = {"add": "case", "next": "ranking", "read": "scan", "case": "images", "ch
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do a job; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if len(arguments) != 1:
-            raise SettingsError("no job is named", cure="Give one: labelled_job JOB.json.")
-        file = Path(arguments[0])
-        result = do_job(_read_job(file), file.parent)
-        write_json(file.parent / "result.json", result)
-    except HybridMIMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return work_off("labelled_job", lambda file: do_job(_read_job(file), file.parent), arguments)
 
 
 def do_job(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:

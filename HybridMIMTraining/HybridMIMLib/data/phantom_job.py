@@ -12,31 +12,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from HybridMIMLib.data.phantom import writing_phantoms
-from HybridMIMLib.errors import HybridMIMError, SettingsError
+from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.events import EventLog
-from HybridMIMLib.files import read_json, write_json
+from HybridMIMLib.files import read_json
+from HybridMIMLib.window_jobs import work_off
 
 _GROUPS = ("unlabelled", "labelled", "unseen")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a set; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if len(arguments) != 1:
-            raise SettingsError("no job is named", cure="Give one: phantom_job JOB.json.")
-        file = Path(arguments[0])
-        _make(file)
-        write_json(file.parent / "result.json", {})
-    except HybridMIMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return work_off("phantom_job", _make, arguments)
 
 
-def _make(file: Path) -> None:
+def _make(file: Path) -> dict[str, Any]:
     try:
         job = read_json(file)
         folder, seed, counts = Path(job["folder"]), int(job["seed"]), [int(job[name]) for name in _GROUPS]
@@ -45,6 +37,7 @@ def _make(file: Path) -> None:
     phase = EventLog(file.parent / "events.jsonl").phase("Drawing scans", sum(counts))
     for done in writing_phantoms(folder, seed, counts):
         phase.progress(done)
+    return {}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from HybridMIMLib.slicer_side.panels.model_section import ModelSection
 from HybridMIMLib.slicer_side.panels.output_section import OutputSection
 from HybridMIMLib.slicer_side.panels.result_section import ResultSection
 from HybridMIMLib.slicer_side.panels.time_line import TimeLine
+from HybridMIMLib.slicer_side.panels.whole_panel import WholePanel
 from HybridMIMLib.slicer_side.panels.widgets import allow, say
 from HybridMIMLib.slicer_side.scene_parameters import SceneParameters
 from HybridMIMLib.slicer_side.segmentation import SegmentationJob
@@ -29,7 +30,7 @@ _LOOKS_EVERY = 30
 """Milliseconds: each look does a piece of the work."""
 
 
-class SegmentationPanel:
+class SegmentationPanel(WholePanel):
     """All of the panel.
 
     Args:
@@ -43,7 +44,7 @@ class SegmentationPanel:
     """
 
     def __init__(self, ui: Any, logic: Any) -> None:
-        self._ui, self._logic, self._updating = ui, logic, False
+        self._ui, self._logic = ui, logic
         self.jobs = JobPanel(ui, self._ended, self.update, _LOOKS_EVERY)
         self.models = ModelSection(ui, self.select_model, self.jobs.follow)
         self.inputs = InputSection(ui, self.update)
@@ -90,17 +91,6 @@ class SegmentationPanel:
             self.models.show(self.parameters.node.model)
         finally:
             self.update()
-
-    def update(self) -> None:
-        """Show what the parameters have, and enable what can be done."""
-        if self._updating:
-            # Showing nodes in lists changes parameters, which asks for the same again.
-            return
-        self._updating = True
-        try:
-            self._update()
-        finally:
-            self._updating = False
 
     def _update(self) -> None:
         node, ui = self.parameters.node, self._ui

@@ -18,6 +18,7 @@ from HybridMIMLib.slicer_side.panels.later import Later
 from HybridMIMLib.slicer_side.panels.plan_section import PlanSection
 from HybridMIMLib.slicer_side.panels.runs_section import RunsSection
 from HybridMIMLib.slicer_side.panels.sample_part import SamplePart
+from HybridMIMLib.slicer_side.panels.whole_panel import WholePanel
 from HybridMIMLib.slicer_side.panels.work_section import WorkSection
 from HybridMIMLib.slicer_side.scene_parameters import SceneParameters
 from HybridMIMLib.slicer_side.training import (
@@ -36,7 +37,7 @@ _LOOK_EVERY, _LOOKS = 2000, 30
 time until it says in its folder that it is at work."""
 
 
-class TrainingPanel:
+class TrainingPanel(WholePanel):
     """All of the panel.
 
     Args:
@@ -51,7 +52,7 @@ class TrainingPanel:
     """
 
     def __init__(self, ui: Any, logic: Any) -> None:
-        self._ui, self._updating = ui, False
+        self._ui = ui
         self._pretrainings: list[Pretraining] = []
         self._just_made: Path | None = None
         self._why_no_weights: dict[str, str] = {}
@@ -97,17 +98,6 @@ class TrainingPanel:
         """Make or download a set of sample data."""
         self._ui.samplesSection.collapsed = False
         self.samples.get(identifier)
-
-    def update(self) -> None:
-        """Show what the parameters have, and enable what can be done."""
-        if self._updating:
-            # Showing folders in lists changes parameters, which asks for the same again.
-            return
-        self._updating = True
-        try:
-            self._update()
-        finally:
-            self._updating = False
 
     def _update(self) -> None:
         node, packages = self.parameters.node, self.environment.changes
