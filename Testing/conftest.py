@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,17 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_blobs(folder / "labelled", 5, labelled=True, seed=2)
     write_blobs(folder / "new", 3, labelled=False, seed=3)
     return folder
+
+
+@pytest.fixture
+def terminable() -> Iterator[None]:
+    """SIGTERM and Ctrl+C end Python, as in the commands; a background job of a shell ignores the latter."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from HybridMIMLib.stopping import StopLater
 
-
-@pytest.fixture(autouse=True)
-def terminable() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("terminable")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

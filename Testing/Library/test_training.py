@@ -6,7 +6,6 @@ import errno
 import math
 import pickle
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -311,18 +310,6 @@ def test_truncated_checkpoint_names_the_file(tmp_path: Path) -> None:
 def asked_to_stop(number: int = signal.SIGTERM) -> None:
     """As the system tells this process, in the middle of whatever it does."""
     signal.raise_signal(number)
-
-
-@pytest.fixture
-def terminable() -> Iterator[None]:
-    """SIGTERM ends Python as Ctrl+C does, as in the commands."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def stop_in_the_middle_of(loop: TrainingLoop, step: int, number: int = signal.SIGTERM) -> None:

@@ -95,7 +95,7 @@ def test_requests_become_what_they_say() -> None:
         ({"id": 1, "command": "load", "model": "m", "inference": "fast"}, "inference is 'fast'"),
         ({"id": 1, "command": "load", "model": "m", "inference": {"overlap": 2}}, "inference.overlap is 2"),
         ({"id": 1, "command": "load", "model": "m", "inference": {"overlaps": 0.5}}, "no setting inference.overlaps"),
-        ({"id": 1, "command": "load", "model": "m", "inference": {"overlap": 10**400}}, "cannot be understood"),
+        ({"id": 1, "command": "load", "model": "m", "inference": {"overlap": 10**400}}, "inference.overlap is 1000"),
         ({"id": 1, "command": "segment", "output": LABEL}, "scan is None"),
         ({"id": 1, "command": "segment", "scan": [], "output": LABEL}, "scan is []"),
         ({"id": 1, "command": "segment", "scan": [SCAN, 7], "output": LABEL}, "scan is 7"),

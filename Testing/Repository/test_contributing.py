@@ -15,7 +15,7 @@ import pytest
 from repository import REPOSITORY, files_in, text_of
 from small_runs import TINY
 
-from HybridMIMLib.config import PretrainingSettings
+from HybridMIMLib.config import PretrainingSettings, hints_of
 from HybridMIMLib.data.layouts import recognition
 from HybridMIMLib.pretraining import choice
 
@@ -63,14 +63,19 @@ def run_tests(module: ModuleType) -> int:
 
 
 @pytest.fixture
-def denoising(module_of: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def denoising(module_of: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The objective, added as the recipe says."""
     made = module_of("HybridMIMLib.pretraining.denoising", block("objective file"))
     names = dict(vars(choice), Denoising=made.Denoising)
     for name, value in eval(f"{{{block('objective line')}}}", names).items():
         monkeypatch.setitem(choice._OBJECTIVES, name, value)
     wider = str(PretrainingSettings.__annotations__["objective"]).replace("'none'", "'none', 'denoising'")
-    monkeypatch.setitem(PretrainingSettings.__annotations__, "objective", wider)
+    with monkeypatch.context() as patched:
+        patched.setitem(PretrainingSettings.__annotations__, "objective", wider)
+        # The types are read once; whoever edits the file starts Python anew.
+        hints_of.cache_clear()
+        yield
+    hints_of.cache_clear()
 
 
 def test_the_recipe_for_an_objective(denoising: None, module_of: Callable[[str, str], ModuleType]) -> None:

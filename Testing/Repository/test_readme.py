@@ -24,7 +24,7 @@ NOT_RUN = {
     "python -m HybridMIMLib train --config btcv": "the recipe is for a GPU; test_presets.py runs it on a small set",
     "python -m HybridMIMLib demo": "test_demonstration.py runs it",
     "python -m HybridMIMLib study": "many trainings; studies/test_run.py runs it",
-    "job = slicer.util": "in Slicer's console; Testing/Slicer/test_readme_console.py runs it",
+    "logic = slicer.util": "in Slicer's console; Testing/Slicer/test_readme_console.py runs it",
     "from HybridMIMLib.slicer_side": "in a scene; Testing/Slicer/test_readme_console.py runs it",
 }
 """Blocks by how they begin, and why this file does not run them."""

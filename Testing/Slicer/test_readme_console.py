@@ -26,23 +26,35 @@ def block(begin: str) -> str:
     return text
 
 
-@pytest.fixture
-def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny networks, and two steps of each kind."""
-    from HybridMIMLib.slicer_side.training import TrainingSettings
+def few_steps(text: str) -> str:
+    """The README's settings with tiny networks and a few steps of each kind."""
+    small = {name: TINY[name] for name in ("plan", "network")}
+    pretraining, finetuning = {**TINY["pretraining"], "steps": 2}, {**TINY["finetuning"], "steps": 2}
+    text = text.replace('pretraining={"steps": 2000}', f"pretraining={pretraining}, **{small}")
+    assert str(small) in text
+    changed = text.replace('name="Liver"', f'name="Liver", finetuning={finetuning}, **{small}')
+    # Two steps are over before a script can pause; the README's are not.
+    return changed.replace("run.pause()\nrun.resume()\n", "")
 
-    whole = TrainingSettings.options
-    small: dict[str, Any] = {f"{part}.{key}": value for part, values in TINY.items() for key, value in values.items()}
-    small |= {"pretraining.steps": 2, "finetuning.steps": 2}
-    monkeypatch.setattr(TrainingSettings, "options", lambda self: {**whole(self), **small})
 
-
-def test_the_console(
-    slicer_with_modules: Host, model: Path, two_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_console_trains(slicer_with_modules: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_blobs(tmp_path / "SCANS", 4, labelled=False, seed=1)
     write_blobs(tmp_path / "CASES", 4, labelled=True, seed=2)
+    code = block('logic = slicer.util.getModuleLogic("HybridMIMTraining")')
+    before, _, after = few_steps(code).partition("run = logic.attach(run.folder)")
+    names: dict[str, Any] = {"slicer": slicer}
+    exec(compile(before, "README.md", "exec"), names)
+    if names["run"].state != "finished":
+        after = f"run = logic.attach(run.folder){after}"
+    exec(compile(after.partition("\n")[2] if after.startswith("  #") else after, "README.md", "exec"), names)
+    assert names["run"].state == "finished" and names["run"].model.is_dir()
+
+
+def test_the_console_segments(
+    slicer_with_modules: Host, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(model, tmp_path / "FINETUNED" / "model")
     volume = add_box()
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
@@ -50,11 +62,11 @@ def test_the_console(
     volume.GetRASBounds(bounds)
     box.SetCenter((bounds[::2] + bounds[1::2]) / 2)
     box.SetSize(bounds[1::2] - bounds[::2])
-    # The class is called otherwise in the small model.
-    code = block("job = slicer.util").replace('classes=["Liver"]', 'classes=["Bright"]')
+    # Model and class are called otherwise here.
+    code = block('logic = slicer.util.getModuleLogic("HybridMIMSegmentation")')
+    code = code.replace('classes=["Liver"]', 'classes=["Bright"]').replace('"Liver"', repr(os.fspath(model)))
     names: dict[str, Any] = {"slicer": slicer, "volumeNode": volume, "box": box}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["job"].state == "finished"
     segmentation = names["node"].GetSegmentation()
     assert [segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())] == ["Bright"]
 

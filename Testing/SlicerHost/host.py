@@ -210,6 +210,9 @@ class Host:
             # Else the last reference to go would call functions that Python's garbage collector has emptied already.
             self.scene.RemoveAllObservers()
             self._app.moduleManager().forget_paths()
+            # Qt allows one application a process: the next start has it anew, with nobody waiting for it.
+            if self._app.receivers("2startupCompleted()"):
+                self._app.startupCompleted.disconnect()
             self._app.settings().sync()
             self.process_events()
             remove_names()
