@@ -167,3 +167,18 @@ def test_lines_are_short_enough_to_be_compared(name: str) -> None:
     prose = re.sub(r"```.*?```", "", text_of(name), flags=re.DOTALL)
     lines = [line for line in prose.splitlines() if not line.startswith("|")]
     assert max(map(len, lines)) <= 125
+
+
+def test_the_tutorial_names_what_the_panels_show() -> None:
+    files = [
+        file
+        for module in ("HybridMIMTraining", "HybridMIMSegmentation")
+        for kind in ("*.ui", "*.py")
+        for file in (REPOSITORY / module).rglob(kind)
+    ]
+    shown = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    prose = text_of("Resources/Documentation/tutorial.md").replace("**", "")
+    named = [" ".join(words.split()) for words in re.findall(r"(?<!\w)\*([^*]+)\*(?!\w)", prose)]
+    assert len(named) > 15
+    missing = [words for words in named if not re.search(rf"[>\"]{re.escape(words)}:?[<\"]", shown)]
+    assert missing == []
