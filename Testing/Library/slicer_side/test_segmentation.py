@@ -574,7 +574,8 @@ def test_a_script_hears_what_happens(held: HeadlessScene, model: ModelDescriptio
     )
     assert looks[0] == RUNNING and looks[-1] == FINISHED
     assert len(lines) == 1 and lines[0].startswith("Segmented in ")
-    assert told[-1][0] == 1.0 and any("Copying Box / 数" in text for _, text in told)
+    # Which pieces are seen at work depends on how fast the worker answers.
+    assert told[-1][0] == 1.0 and told[0][0] != 1.0 and len({text for _, text in told}) > 1
 
 
 def test_a_script_may_cancel(held: HeadlessScene, model: ModelDescription) -> None:
