@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from repository import REPOSITORY, load_script, text_of
+from repository import REPOSITORY, files_in, load_script, text_of
 
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 TARGETS = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
@@ -58,12 +60,81 @@ def test_what_they_call_exists(file: Path) -> None:
             assert (REPOSITORY / name).exists(), name
 
 
+def test_actions_and_systems_are_ones_that_github_still_has() -> None:
+    """GitHub took Node 20, with which older actions run, and these systems out of its runners: jobs fail at once."""
+    least = {"actions/checkout": 5, "actions/setup-python": 6, "actions/upload-artifact": 6}
+    gone = {"ubuntu-20.04", "windows-2019", "macos-12", "macos-13", "macos-14"}
+    for file in WORKFLOWS:
+        for step in steps(file):
+            name, _, version = step.get("uses", "").partition("@v")
+            assert not name or int(version) >= least[name], step["uses"]
+        assert not [system for system in gone if system in file.read_text(encoding="utf-8")]
+
+
+def test_lines_end_as_make_and_the_shell_need_it() -> None:
+    """Git would check out CRLF on Windows otherwise, where ``make setup`` ends at the first line with it."""
+    assert "* text=auto eol=lf" in text_of(".gitattributes").splitlines()
+    scripts = [REPOSITORY / "Makefile", REPOSITORY / ".ci" / "run", *(REPOSITORY / ".github").rglob("*.*")]
+    assert [file.name for file in scripts if b"\r" in file.read_bytes()] == []
+
+
+def test_torch_comes_without_cuda_where_there_is_no_graphics_card() -> None:
+    content = read(REPOSITORY / ".github/workflows/tests.yml")
+    assert content["env"]["PIP_EXTRA_INDEX_URL"].endswith("/whl/cpu")
+    [install] = [
+        step["run"]
+        for step in steps(REPOSITORY / ".github/workflows/slicer.yml")
+        if "requirements.txt" in step.get("run", "")
+    ]
+    assert "/whl/cpu" in install
+
+
 def test_lint_types_and_tests_run_on_all_systems() -> None:
     jobs = read(REPOSITORY / ".github/workflows/tests.yml")["jobs"]
     said = " ".join(step.get("run", "") for step in jobs["lint"]["steps"])
     assert "make lint" in said and "make types" in said and "git diff --exit-code" in said
     systems = {one["system"].partition("-")[0] for one in jobs["tests"]["strategy"]["matrix"]["include"]}
     assert systems == {"ubuntu", "windows", "macos"}
+
+
+POSIX = {
+    "os": {"fork", "geteuid", "getuid", "killpg", "mkfifo", "setsid", "statvfs"},
+    "signal": {"SIGCONT", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGSTOP", "SIGUSR1", "SIGUSR2", "SIGXFSZ"},
+}
+"""Names that Windows lacks; and so it does the modules fcntl, pwd and resource."""
+
+
+def done_at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """Everything in a file that is evaluated when it is imported: not what is inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for part in [*node.decorator_list, *node.args.defaults]:
+                yield from ast.walk(part)
+        elif not isinstance(node, ast.Lambda):
+            yield node
+            yield from done_at_import(node)
+
+
+def lacking_on_windows(node: ast.AST) -> str:
+    """What of it Windows does not have; empty if it has all."""
+    modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    missing = {"fcntl", "pwd", "resource"} & set(modules)
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        missing |= POSIX.get(node.value.id, set()) & {node.attr}
+    return " ".join(missing)
+
+
+def test_files_can_be_imported_on_windows() -> None:
+    """One that cannot ends pytest there before the first test."""
+    found = [
+        f"{name.as_posix()}:{getattr(node, 'lineno', 0)}: {lacking_on_windows(node)}"
+        for name in files_in("Testing", "HybridMIMTraining", "HybridMIMSegmentation")
+        if name.suffix == ".py" and "Benchmarks" not in name.parts
+        for node in done_at_import(ast.parse((REPOSITORY / name).read_text(encoding="utf-8")))
+        if lacking_on_windows(node)
+    ]
+    assert not found
 
 
 def test_no_workflow_passes_without_having_tested() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import HybridMIMLib
 from HybridMIMLib.errors import RunError
+from HybridMIMLib.runs import is_alive
 from HybridMIMLib.slicer_side.child import Child, OtherProcess, last_lines, library_command, python_executable
 
 PYTHON = sys.executable
@@ -23,14 +24,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        # A killed process stays as a zombie until its parent looks.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def python(program: str, log: Path) -> Child:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -120,7 +119,7 @@ def test_a_check_that_does_not_finish_says_so_and_leaves_nothing(
     job = start_check(str(tmp_path), "")
     if end != "no result":
         wait_for(job.folder / "job.json.here")
-        job.cancel() if end == "cancelled" else os.kill(job._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        job.cancel() if end == "cancelled" else os.kill(job._process.pid, 9)  # type: ignore[attr-defined]
     finish(job, 20)
     wanted = {
         "cancelled": (STOPPED, "Stopped."),

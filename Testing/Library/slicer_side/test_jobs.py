@@ -154,13 +154,7 @@ def test_one_that_will_not_end_is_killed_with_its_children(tmp_path: Path, scrip
     assert finish(job, 5).state == STOPPED
     assert 0.25 < time.monotonic() - began < 3
     grandchild = int(ready.read_text())
-    end = time.monotonic() + 5
-    while Path(f"/proc/{grandchild}").exists() and time.monotonic() < end:
-        if "Z" in Path(f"/proc/{grandchild}/stat").read_text().split()[2]:
-            break
-        time.sleep(0.02)
-    else:
-        assert not Path(f"/proc/{grandchild}").exists()
+    assert has_ended(grandchild, seconds=5)
 
 
 def test_one_that_was_done_before_the_cancel_arrived_is_finished(tmp_path: Path, script) -> None:
@@ -202,7 +196,7 @@ def test_a_process_of_somebody_else_that_dies_has_failed(tmp_path: Path) -> None
     (tmp_path / "heartbeat").touch()
     job = attach_job(tmp_path)
     assert job is not None and job.update()
-    os.kill(other.pid, signal.SIGKILL)
+    other.kill()
     other.wait()
     assert finish(job).state == FAILED
     assert "ended without a result" in job.message

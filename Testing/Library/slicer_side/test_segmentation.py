@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -488,10 +487,13 @@ def test_missing_packages_are_named_before_anything_is_done(
         segment(add_volume(held), model.path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="limits of file sizes are of POSIX")
 @pytest.mark.parametrize("whose", ["scan", "result"])
 def test_a_full_disk_is_told_in_slicers_words(
     held: HeadlessScene, model: ModelDescription, temporary: Path, fake_worker: Callable[[str], None], whose: str
 ) -> None:
+    import resource
+
     fake_worker(
         "from pathlib import Path\n"
         "from HybridMIMLib.files import disk_errors\n"

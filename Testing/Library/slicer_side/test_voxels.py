@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,10 @@ def test_any_box_in_pieces_of_any_size(shape: tuple[int, int, int], at: tuple[fl
     assert largest <= max(piece, copy[:1, :1].nbytes)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="limits of file sizes are of POSIX")
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    import resource
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     try:
         with pytest.raises(DiskError, match=r"scan\.nrrd: the disk is full"):
