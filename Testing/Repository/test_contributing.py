@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -9,13 +10,13 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from repository import REPOSITORY, files_in, text_of
 from small_runs import TINY
 
-from HybridMIMLib.config import PretrainingSettings, hints_of
+from HybridMIMLib.config import NetworkSettings, PretrainingSettings, hints_of
 from HybridMIMLib.data.layouts import recognition
 from HybridMIMLib.pretraining import choice
 
@@ -99,6 +100,31 @@ def test_the_recipe_for_a_layout(
     assert run_tests(module_of("test_side_by_side", block("layout test"))) == 2
 
 
+def names_of(node: ast.expr | None) -> set[str]:
+    """The texts in an expression: the entries of a list, the keys of a dictionary, the parts of a Literal."""
+    parts = node.keys if isinstance(node, ast.Dict) else list(ast.walk(node)) if node else []
+    return {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+
+
+def value_of(file: str, name: str) -> ast.expr | None:
+    """What a name of a file of the library is set to."""
+    tree = ast.parse((REPOSITORY / "HybridMIMTraining" / "HybridMIMLib" / file).read_text(encoding="utf-8"))
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign))
+    for node in assigned:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return node.value
+    raise AssertionError(f"{file} has no {name}")
+
+
+@pytest.mark.parametrize(
+    ("file", "table"), [("networks/__init__.py", "_BACKBONES"), ("data/weights_shapes.py", "_SHAPES")]
+)
+def test_every_network_is_in_the_tables_that_the_recipe_names(file: str, table: str) -> None:
+    """One that is missing in a table fails only when a package of it is imported or run."""
+    assert names_of(value_of(file, table)) == set(get_args(hints_of(NetworkSettings)["architecture"]))
+
+
 def test_files_and_names_that_it_speaks_of_are_there() -> None:
     made = {"denoising.py", "test_denoising.py", "test_side_by_side.py", "test_NAME.py"}
     named = {
@@ -114,6 +140,9 @@ def test_files_and_names_that_it_speaks_of_are_there() -> None:
         (library / "networks" / "__init__.py", "_BACKBONES"),
         (library / "data" / "layouts" / "recognition.py", "_LAYOUTS"),
         (library / "pretraining" / "choice.py", "_OBJECTIVES"),
+        (library / "data" / "weights_shapes.py", "_SHAPES"),
+        (library / "slicer_side" / "data_check.py", "_LAYOUTS"),
+        (REPOSITORY / "Testing" / "Library" / "data" / "test_weights_shapes.py", "NETWORKS"),
         (REPOSITORY / "Testing" / "Library" / "test_plain_monai.py", "MAKERS"),
     ):
         assert name in file.read_text(encoding="utf-8")
