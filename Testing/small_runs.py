@@ -14,6 +14,7 @@ import numpy as np
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.scans import write_label_map, write_nifti
 from HybridMIMLib.events import Event, EventLog
+from HybridMIMLib.runs import is_alive
 from HybridMIMLib.slicer_side.jobs import Job
 
 UNICODE_NAME = "Lékař ünï 数 a b"
@@ -96,49 +97,19 @@ def save_threshold_model(
 ) -> Path:
     """A model package whose answer is known: class Bright is where a scan is much brighter than its mean.
 
-    Nothing was trained: each convolution hands its first channel on as it is, and the norms between them centre it.
     It holds for a scan that fits into one window of 32 voxels. The second class, Never, is never found. Of several
     channels the first counts.
     """
-    import torch
+    from HybridMIMLib.known_model import save_known_model
 
-    from HybridMIMLib.architectures import settled
-    from HybridMIMLib.config import NetworkSettings
-    from HybridMIMLib.data.classes import LabelClass
-    from HybridMIMLib.data.plan import Plan
-    from HybridMIMLib.model_package import ModelPackage
-    from HybridMIMLib.networks import make_segmentation_network
-
-    plan = Plan(channels, (1.0, 1.0, 1.0), normalisation, (-1e3, 1e3), (32, 32, 32), (4, 4, 4), (8, 8, 8))
-    settings = settled(NetworkSettings(features=[4, 8]), plan.spacing)
-    classes = (LabelClass(3, "Bright", (0.9, 0.2, 0.1)), LabelClass(7, "Never", (0.1, 0.3, 0.9)))
-    network = make_segmentation_network(settings, plan.channels, len(classes), plan.crop).eval()
-    with torch.no_grad():
-        for key, tensor in network.state_dict().items():
-            if tensor.ndim == 5:
-                tensor.zero_()
-                # What joins has the upsampled channels first and the skip behind them.
-                source = tensor.shape[1] // 2 if key.endswith("upsamples.0.conv_block.conv1.conv.weight") else 0
-                if "transp_conv" not in key and "head" not in key:
-                    tensor[0, source, 1, 1, 1] = 1
-            elif "bias" in key:
-                tensor.zero_()
-        network.head.weight[1, 0] = 1
-        assert network.head.bias is not None
-        network.head.bias.copy_(torch.tensor([0.0, -1.5, -9.0]))
-    provenance = {"labelled_scans": 4, "validation_dice": {"mean": 0.5}, "trained": "2026-01-02T03:04:05+00:00"}
-    ModelPackage(network, settings, plan, classes, provenance, name).save(folder)
-    return folder
+    return save_known_model(folder, name, channels=channels, normalisation=normalisation)
 
 
 def has_ended(pid: int, seconds: float = 2) -> bool:
     """Whether a process is gone within so many seconds: a killed one takes a moment."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-                return True
-        except OSError:
+        if not is_alive(pid):
             return True
         time.sleep(0.01)
     return False

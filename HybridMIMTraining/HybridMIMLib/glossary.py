@@ -271,6 +271,16 @@ def meaning(name: str) -> str:
     return TERMS[name].meaning
 
 
+def words_of(setting: str) -> list[str]:
+    """The words that a setting has to do with, the closest one first.
+
+    >>> words_of("pretraining.mask_ratio"), words_of("plan.crop"), words_of("pretraining.objective")[0]
+    (['mask ratio'], ['crop'], 'objective')
+    """
+    own = setting.rpartition(".")[2].replace("_", " ")
+    return sorted((name for name, term in TERMS.items() if setting in term.settings), key=lambda name: name != own)
+
+
 def tooltip(name: str) -> str:
     """The same for a tooltip, with the word in front."""
     return f"{name[0].upper()}{name[1:]}: {meaning(name)}"

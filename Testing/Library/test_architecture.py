@@ -42,6 +42,7 @@ FLOORS = {
     3: (
         "networks",
         "bundle",
+        "known_model",
         "model_package",
         "model_readme",
         "models",

@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from HybridMIMLib.config import PretrainingSettings, Run
-from HybridMIMLib.glossary import CHAPTERS, TERMS, meaning, tooltip
+from HybridMIMLib.glossary import CHAPTERS, TERMS, meaning, tooltip, words_of
 
 
 def settings() -> set[str]:
@@ -64,6 +64,12 @@ def test_a_tooltip_begins_with_the_word() -> None:
     assert tooltip("HD95").startswith("HD95: ")
     with pytest.raises(KeyError):
         tooltip("no such word")
+
+
+def test_the_closest_word_of_a_setting_comes_first() -> None:
+    assert words_of("pretraining.objective")[0] == "objective" and "hybridmim" in words_of("pretraining.objective")
+    assert words_of("pretraining.mask_ratio") == ["mask ratio"] and words_of("plan.window") == ["normalisation"]
+    assert words_of("plan.region") == ["region"] and words_of("no.such") == []
 
 
 def test_it_loads_no_torch() -> None:

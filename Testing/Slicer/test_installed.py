@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from repository import REPOSITORY, files_in
@@ -15,14 +17,27 @@ from repository import REPOSITORY, files_in
 HOST = REPOSITORY / "Testing" / "SlicerHost"
 SCRIPTED = Path("lib/Slicer-5.12/qt-scripted-modules")
 MODULES = ("HybridMIMTraining", "HybridMIMSegmentation")
+ENTRIES = (
+    *(f"py_{module}" for module in MODULES),
+    *(f"py_nomainwindow_qSlicer{module}ModuleGenericTest" for module in MODULES),
+    "py_HybridMIMInsideSlicerTest",
+)
+"""What CTest knows: self-tests, generic tests, and those of InsideSlicer."""
 
 
-def cmake(*arguments: object, program: str = "cmake") -> subprocess.CompletedProcess[str]:
-    """CMake, or CTest, of the test requirements, or of the machine; without one the test fails."""
-    beside = Path(sys.executable).parent / program
-    found = str(beside) if beside.exists() else shutil.which(program)
+def cmake(*arguments: object, program: str = "cmake", **variables: str) -> subprocess.CompletedProcess[str]:
+    """CMake, or CTest, of the test requirements, or of the machine; without one the test fails.
+
+    Args:
+        variables: of the environment.
+    """
+    # Of the wheel, and not its script beside Python, which does not bear that a virtual environment was moved.
+    of_wheel = importlib.util.find_spec("cmake")
+    folder = Path(str(of_wheel.origin)).parent / "data" / "bin" if of_wheel else None
+    found = (folder and shutil.which(program, path=str(folder))) or shutil.which(program)
     assert found, f"{program} is neither in the environment nor on the machine: pip install cmake"
-    return subprocess.run([found, *map(str, arguments)], capture_output=True, text=True, check=False)
+    command, environment = [found, *map(str, arguments)], {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def configure(source: Path, build: Path) -> subprocess.CompletedProcess[str]:
@@ -73,13 +88,58 @@ def test_what_the_extensions_manager_reads(installed: Path) -> None:
 def test_ctest_knows_the_tests_of_the_modules(built: Path) -> None:
     done = cmake("--test-dir", built, "--show-only=json-v1", program="ctest")
     tests = {one["name"]: one["command"] for one in json.loads(done.stdout)["tests"]}
-    assert set(tests) == {
-        *(f"py_{module}" for module in MODULES),
-        *(f"py_nomainwindow_{module}GenericTest" for module in MODULES),
-        "py_HybridMIMInsideSlicerTest",
-    }
+    assert set(tests) == set(ENTRIES)
     for name, command in tests.items():
         assert command[command.index("--additional-module-path") + 1] == str(built / SCRIPTED), name
+
+
+def run_ctest(built: Path, *arguments: object, **variables: str) -> tuple[str, dict[str, str]]:
+    """Run registered tests as a build of Slicer does; what was said, and the state of each test by its name."""
+    report = built / "report.xml"
+    asked = ("--test-dir", built, "--output-junit", report, "--output-on-failure", "--timeout", 600, *arguments)
+    done = cmake(*asked, program="ctest", **variables)
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    return done.stdout + done.stderr, {case.attrib["name"]: case.attrib["status"] for case in cases}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_ctest_knows_runs_and_passes(built: Path, tmp_path: Path, name: str) -> None:
+    """From the build tree."""
+    said, states = run_ctest(built, "-R", f"^{name}$", HYBRIDMIM_WORKSPACE=str(tmp_path / "workspace"))
+    assert states == {name: "run"}, said
+    assert not (tmp_path / "workspace" / "runs").exists(), "it works in a workspace of its own"
+
+
+def test_ctest_says_of_a_test_that_it_was_skipped(built: Path, tmp_path: Path) -> None:
+    """In a Slicer without PyTorch, such as that of the machines that build extensions."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    said, states = run_ctest(built, "-R", "py_HybridMIM", PYTHONPATH=str(tmp_path))
+    assert len(states) == 3 and set(states.values()) == {"notrun"}, said
+    assert said.count("***Skipped") == 3
+
+
+def test_ctest_says_that_a_test_failed_when_another_was_skipped(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    script = built / SCRIPTED / "HybridMIMTraining.py"
+    before = script.read_text(encoding="utf-8")
+    script.write_text(before.replace("refuse_without_scans(self", "refuse_without_scans(None"), encoding="utf-8")
+    try:
+        said, states = run_ctest(built, "-R", "py_HybridMIMTraining", PYTHONPATH=str(tmp_path))
+    finally:
+        script.write_text(before, encoding="utf-8")
+    assert states == {"py_HybridMIMTraining": "fail"}, said
+
+
+WITHOUT_TORCH = """
+from importlib import metadata
+whole = metadata.version
+def version(name):
+    if name == "torch":
+        raise metadata.PackageNotFoundError(name)
+    return whole(name)
+metadata.version = version
+"""
+"""As ``sitecustomize.py``: the packages are looked up without importing them."""
 
 
 @pytest.mark.parametrize(
@@ -142,7 +202,7 @@ def test_both_modules_work_from_the_installed_folder(installed: Path, tmp_path: 
     done = launch(installed, tmp_path / "summary.json", "--python-script", SCRIPT)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    assert counts["ran"] >= 8 and not counts["failed"] and not counts["skipped"]
+    assert counts["ran"] >= 10 and not counts["failed"] and not counts["skipped"]
 
 
 def test_a_test_that_is_skipped_in_slicer_is_a_failure(installed: Path, tmp_path: Path) -> None:

@@ -295,7 +295,3 @@ def test_the_logic_works_from_the_python_console(host: Host, panel: Any, model: 
     assert node.GetScene() is slicer.mrmlScene
     assert node.GetSegmentation().GetNumberOfSegments() == 2
     np.testing.assert_allclose(ijk_to_ras(volume), np.eye(4))
-
-
-def test_the_self_test_of_the_module_runs(host: Host, panel: Any) -> None:
-    slicer.selfTests["HybridMIMSegmentation"]()

@@ -350,7 +350,3 @@ def test_the_logic_works_from_the_python_console(host: Host, panel: Any, scans: 
     assert second.model == models()[0].path and models()[0].name == "From the console"
     assert any(event["kind"] == "progress" for event in second.events())
     assert finish(second.job).result["loaded"] != "from scratch"
-
-
-def test_the_self_test_of_the_module_runs(host: Host, panel: Any) -> None:
-    slicer.selfTests["HybridMIMTraining"]()

@@ -19,6 +19,7 @@ from slicer.i18n import tr as _
 from HybridMIMLib.events import duration
 from HybridMIMLib.files import size_in_words
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED
+from HybridMIMLib.slicer_side.panels.explained import explain_heads
 from HybridMIMLib.slicer_side.run_list import DAMAGED, DIED, MISSING, RunInfo
 
 _ROWS = 25
@@ -63,6 +64,7 @@ class RunView:
         ]
         widget.setColumnCount(len(titles))
         widget.setHorizontalHeaderLabels(titles)
+        explain_heads(widget, {_("Dice"): "Dice", _("Steps"): "step"})
         for column, width in enumerate(_WIDTHS):
             widget.setColumnWidth(column, width)
         widget.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)

@@ -5,6 +5,7 @@ if(POLICY CMP0177)
   cmake_policy(SET CMP0177 NEW)
 endif()
 
+set(_standin_folder "${CMAKE_CURRENT_LIST_DIR}")
 set(EXTENSION_NAME "${PROJECT_NAME}")
 include(CTest)
 
@@ -37,7 +38,7 @@ macro(slicerMacroBuildScriptedModule)
       COMPONENT RuntimeLibraries)
   endforeach()
   if(BUILD_TESTING AND _module_WITH_GENERIC_TESTS)
-    _standin_add_generic_test("${_module_NAME}")
+    _standin_add_generic_test()
   endif()
 endmacro()
 
@@ -59,16 +60,13 @@ function(slicer_add_python_unittest)
       "import slicer.testing; slicer.testing.runUnitTest(${_folders}, '${_name}')")
 endfunction()
 
-# The test of WITH_GENERIC_TESTS: a file is made that opens the module's panel.
-function(_standin_add_generic_test module)
-  file(
-    WRITE "${CMAKE_CURRENT_BINARY_DIR}/${module}GenericTest.py"
-    "import unittest\n\nimport slicer\n\n\n"
-    "class ${module}GenericTest(unittest.TestCase):\n"
-    "    def test_panel(self):\n"
-    "        self.assertIsNotNone(slicer.util.getModule('${module}').widgetRepresentation())\n")
+# The tests of WITH_GENERIC_TESTS, under the name that Slicer gives to them.
+function(_standin_add_generic_test)
+  set(_name "qSlicer${_module_NAME}ModuleGenericTest")
+  configure_file(
+    "${_standin_folder}/qSlicerModuleGenericTest.py.in" "${CMAKE_CURRENT_BINARY_DIR}/${_name}.py" @ONLY)
   slicer_add_python_unittest(
-    SCRIPT "${module}GenericTest.py"
+    SCRIPT "${_name}.py"
     TESTNAME_PREFIX nomainwindow_
     SLICER_ARGS --no-main-window --disable-cli-modules --additional-module-path
                 "${CMAKE_BINARY_DIR}/${Slicer_QTSCRIPTEDMODULES_LIB_DIR}")

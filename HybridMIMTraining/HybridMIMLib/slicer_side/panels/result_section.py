@@ -19,6 +19,7 @@ from HybridMIMLib.errors import HybridMIMError
 from HybridMIMLib.slicer_side.correcting import volume_of
 from HybridMIMLib.slicer_side.dicom_seg import why_no_dicom_seg, write_dicom_seg
 from HybridMIMLib.slicer_side.jobs import Work
+from HybridMIMLib.slicer_side.panels.explained import explain_heads
 from HybridMIMLib.slicer_side.panels.output_section import color_icon
 from HybridMIMLib.slicer_side.panels.widgets import allow, say, show
 from HybridMIMLib.slicer_side.provenance import MadeBy, made_by
@@ -143,6 +144,7 @@ class ResultSection:
         colors = _colors(node)
         table.setColumnCount(len(content.titles))
         table.setHorizontalHeaderLabels(content.titles)
+        explain_heads(table, {"Dice": "Dice"})
         table.setRowCount(len(content.rows))
         name_column = content.titles.index("Segment") if "Segment" in content.titles else 0
         for row, cells in enumerate(content.rows):

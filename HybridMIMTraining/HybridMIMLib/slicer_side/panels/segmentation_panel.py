@@ -14,6 +14,7 @@ from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, Work
 from HybridMIMLib.slicer_side.panel import JobPanel
 from HybridMIMLib.slicer_side.panels.batch_section import BatchSection
 from HybridMIMLib.slicer_side.panels.environment_section import EnvironmentSection
+from HybridMIMLib.slicer_side.panels.explained import explain
 from HybridMIMLib.slicer_side.panels.input_section import InputSection
 from HybridMIMLib.slicer_side.panels.learn_section import LearnSection
 from HybridMIMLib.slicer_side.panels.model_section import ModelSection
@@ -45,6 +46,7 @@ class SegmentationPanel(WholePanel):
 
     def __init__(self, ui: Any, logic: Any) -> None:
         self._ui, self._logic = ui, logic
+        explain(ui)
         self.jobs = JobPanel(ui, self._ended, self.update, _LOOKS_EVERY)
         self.models = ModelSection(ui, self.select_model, self.jobs.follow)
         self.inputs = InputSection(ui, self.update)

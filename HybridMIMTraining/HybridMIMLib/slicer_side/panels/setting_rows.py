@@ -9,6 +9,8 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from HybridMIMLib.glossary import TERMS
+from HybridMIMLib.slicer_side.panels.explained import explain_choices, explained_setting
 from HybridMIMLib.slicer_side.plan_choices import Setting
 
 # Readable on Slicer's light and on its dark style.
@@ -55,8 +57,11 @@ class SettingRows:
             if self.titles[one.name].styleSheet != style:
                 self.titles[one.name].styleSheet = style
             text = one.show(before(one.name)) or _("automatic")
-            tip = _("Changed; it was: {value}").format(value=text) if style else _("Setting {name}")
-            self.titles[one.name].toolTip = tip.format(name=one.name)
+            changed, name = (
+                _("Changed; it was: {value}").format(value=text),
+                _("Setting {name}").format(name=one.name),
+            )
+            self.titles[one.name].toolTip = explained_setting(changed if style else name, one.name)
 
     def _add(self, row: int, one: Setting, name: str) -> None:
         title, text = qt.QLabel(_(one.title) + ":"), qt.QLabel(_(one.help))
@@ -66,7 +71,7 @@ class SettingRows:
         text.setStyleSheet(_HELP_STYLE)
         editor = _MAKERS[one.kind](one, partial(self._on_edit, one))
         editor.objectName = name
-        editor.setToolTip(_(one.help))
+        editor.setToolTip(explained_setting(_(one.help), one.name))
         self._grid.addWidget(title, row, 0)
         self._grid.addWidget(editor, row, 1)
         self._grid.addWidget(text, row + 1, 0, 1, 2)
@@ -90,6 +95,7 @@ def _choice(one: Setting, on_edit: Callable[[str], None]) -> Any:
     combo = qt.QComboBox()
     for choice in _choices(one):
         combo.addItem(choice if choice is not None else _("automatic"))
+    explain_choices(combo, [choice if choice in TERMS else None for choice in _choices(one)])
     combo.connect("activated(int)", lambda number: on_edit(_choices(one)[number] or ""))
     return combo
 

@@ -14,6 +14,7 @@ from HybridMIMLib.slicer_side.jobs import FINISHED, Job, attach_job
 from HybridMIMLib.slicer_side.panels.data_section import DataSection
 from HybridMIMLib.slicer_side.panels.elsewhere_section import ElsewhereSection
 from HybridMIMLib.slicer_side.panels.environment_section import EnvironmentSection
+from HybridMIMLib.slicer_side.panels.explained import explain
 from HybridMIMLib.slicer_side.panels.later import Later
 from HybridMIMLib.slicer_side.panels.plan_section import PlanSection
 from HybridMIMLib.slicer_side.panels.runs_section import RunsSection
@@ -53,6 +54,7 @@ class TrainingPanel(WholePanel):
 
     def __init__(self, ui: Any, logic: Any) -> None:
         self._ui = ui
+        explain(ui)
         self._pretrainings: list[Pretraining] = []
         self._just_made: Path | None = None
         self._why_no_weights: dict[str, str] = {}
