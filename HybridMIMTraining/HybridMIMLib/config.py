@@ -108,7 +108,9 @@ class NetworkSettings:
     )
     window: int = setting(7, "swinunetr: tokens along a side of an attention window")
     token: int = setting(16, "unetr: voxels along a side of a token, 8 or 16")
-    dropout: float = setting(0.1, "share of channels dropped in the encoder while training")
+    dropout: float = setting(
+        0.1, "share of channels dropped in the encoder in the pre-training; in the fine-tuning: finetuning.dropout"
+    )
 
     def __post_init__(self) -> None:
         _check_types("network.", self)
@@ -277,6 +279,10 @@ class FinetuningSettings:
         "factor of the learning rate from each layer of the encoder to the one before it, counted from the decoder "
         "(layer: a stage of a convolutional network, a block of a transformer); 1: all learn alike",
     )
+    dropout: float = setting(
+        0.0,
+        "share of channels dropped in the encoder; 0: none, which with few labelled scans and few steps did best",
+    )
     target: Literal["classes", "regions"] = setting(
         "classes",
         "classes: each voxel is of one class or none (softmax, Dice + cross-entropy); regions: groups of labels that "
@@ -360,6 +366,7 @@ class FinetuningSettings:
             "Set finetuning.patience to 0, or hold out scans for the validation.",
         )
         _share("finetuning.foreground_share", self.foreground_share)
+        _share("finetuning.dropout", self.dropout, below_one=True)
         _require(
             all(axis in (0, 1, 2) for axis in self.flip_axes),
             f"finetuning.flip_axes is {self.flip_axes}",

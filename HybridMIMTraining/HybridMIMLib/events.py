@@ -90,9 +90,14 @@ class EventLog:
 
 
 class Phase:
-    """Progress of one phase; estimates the time left and limits how often it is written."""
+    """Progress of one phase; estimates the time left and limits how often it is written.
 
-    SECONDS_BETWEEN = 0.25
+    The longer a phase lasts, the rarer: a study of days would fill its log with some 40 MB a day.
+    """
+
+    SECONDS_BETWEEN, MOST_SECONDS_BETWEEN = 0.25, 2.0
+    SHARE_BETWEEN = 1e-3
+    """Of the time that the phase has lasted."""
 
     def __init__(self, log: EventLog, name: str, steps: int, done: int) -> None:
         self._log, self.name, self.steps = log, name, steps
@@ -102,7 +107,9 @@ class Phase:
 
     def due(self, step: float) -> bool:
         """Whether a progress event would be written now; ask before reading losses back from a device."""
-        return step >= self.steps or time.monotonic() - self._last >= self.SECONDS_BETWEEN
+        now = time.monotonic()
+        lasted = min(self.SHARE_BETWEEN * (now - self._began), self.MOST_SECONDS_BETWEEN)
+        return step >= self.steps or now - self._last >= max(self.SECONDS_BETWEEN, lasted)
 
     def progress(
         self,

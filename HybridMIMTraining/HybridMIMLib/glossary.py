@@ -129,7 +129,7 @@ _NETWORKS = (
     Term(
         "dropout",
         "Leaving out some channels by chance while training, so that the network does not lean on a few of them.",
-        ("network.dropout",),
+        ("network.dropout", "finetuning.dropout"),
     ),
 )
 

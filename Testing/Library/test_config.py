@@ -62,6 +62,8 @@ def refused(content: Any) -> str:
         ("network.dropout", 1),
         ("network.dropout", -0.1),
         ("network.dropout", True),
+        ("finetuning.dropout", 1),
+        ("finetuning.dropout", -0.1),
         ("network.size", "huge"),
         ("network.strides", [[1, 1, 1]]),
         ("network.window", 0),

@@ -117,6 +117,24 @@ def test_progress_is_written_at_most_four_times_a_second(monkeypatch: pytest.Mon
     assert len(steps) <= 5 / Phase.SECONDS_BETWEEN + 2
 
 
+def test_the_longer_a_phase_lasts_the_rarer_it_writes_but_never_a_watcher_waits_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    log, events = collect()
+    phase = log.phase("study", 10**9)
+    written = []
+    for step in range(1, 100_001):
+        clock.now += 0.1
+        phase.progress(step)
+        if events[-1].get("step") == step:
+            written.append(clock.now)
+    waits = [later - earlier for earlier, later in zip(written, written[1:])]
+    assert waits[:100] == pytest.approx([0.3] * 100), "at first as often as a window wants to look"
+    assert max(waits) <= Phase.MOST_SECONDS_BETWEEN + 0.1 + 1e-6
+    assert waits[-1] == pytest.approx(2.0, abs=0.11), "10,000 seconds later"
+
+
 def test_the_last_step_and_metrics_are_always_written(monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(monkeypatch)
     log, events = collect()

@@ -173,8 +173,10 @@ def _digest(contents: Iterable[str]) -> str:
 def _make_network(run: Run, plan: Plan, target: Target) -> SegmentationNetwork:
     """The network, with heads that say mostly background; the settings of the network are settled."""
     levels = supervised_levels(run.finetuning.deep_supervision, run.network)
+    # What a pre-training dropped is a part of its objective, and need not be good for the fine-tuning.
+    settings = replace(run.network, dropout=run.finetuning.dropout)
     network = make_segmentation_network(
-        run.network, plan.channels, len(target.outputs), plan.crop, run.seed,
+        settings, plan.channels, len(target.outputs), plan.crop, run.seed,
         overlapping=target.overlapping, levels=levels,
     )  # fmt: skip
     for bias in network.head_biases():

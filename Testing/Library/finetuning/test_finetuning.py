@@ -56,6 +56,20 @@ def split_of(run: Path) -> dict[str, set[str]]:
     return {side: set(names) for side, names in read_json(run / "split.json").items()}
 
 
+def test_what_is_dropped_is_a_setting_of_the_finetuning(blobs: Path, tmp_path: Path) -> None:
+    """What a pre-training drops, for its contrast, does not touch it."""
+
+    def losses(name: str, in_network: float, **chosen: Any) -> list[dict[str, float]]:
+        settings = {**tuned(steps=2, **chosen), "network": {**TINY["network"], "dropout": in_network}}
+        finetune(labelled=str(blobs / "labelled"), output=str(tmp_path / name), **settings)
+        return [one["losses"] for one in EventReader(tmp_path / name / "events.jsonl").read() if "losses" in one]
+
+    without = losses("without", 0.0)
+    assert len(without) == 2
+    assert losses("of the network", 0.5) == without
+    assert losses("of the fine-tuning", 0.0, dropout=0.5) != without
+
+
 # --- who is held out ----------------------------------------------------------------------------------------
 
 
