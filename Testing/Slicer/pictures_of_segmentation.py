@@ -1,11 +1,11 @@
 """Pictures of the panel HybridMIM Segmentation in its states, and of the views with a result, on a real scan.
 
-    python Testing/Slicer/pictures_of_segmentation.py SCAN MODEL [LABELS] [--name NAME] [--keep]
+    python Testing/Slicer/pictures_of_segmentation.py SCAN MODEL [LABELS] [--name NAME] [--keep [WHICH ...]]
 
 ``MODEL`` is a package (a folder), ``LABELS`` a label map to compare with. The pictures go to ``build/pictures``; the
 longest look at the job in the processor time of the window's thread, the Dice of each class, and how far the segments
-lie from the label map's own grid in mm are printed. With ``--keep`` those of the documentation are written into
-``Resources/Pictures`` as well: only for a scan whose licence allows it, see the README there.
+lie from the label map's own grid in mm are printed. With ``--keep`` those of the documentation, or some of them by name,
+are written into ``Resources/Pictures`` as well: only for a scan whose licence allows it, see the README there.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ KEPT = {
     "running": "segmentation-running",
     "done": "segmentation-done",
     "failed": "segmentation-failed",
+    "correct": "segmentation-correct",
     "views": "segmentation-views",
 }
 """Pictures of the documentation, and what they are called there."""
@@ -173,6 +174,21 @@ class SegmentationShow(Show):
             slicer.mrmlScene.RemoveNode(by_hand)
         print(views.scene_picture(self.host.scene, self.path("views"), title=node.GetName()))
 
+    def correct(self, scan: Path, folder: Path) -> None:
+        """The result becomes a labelled case in a new folder, as after a correction; then the next scan is asked for."""
+        ui, learn = self.panel.ui, self.panel.content.learn
+        ui.modelSection.collapsed = ui.inputSection.collapsed = ui.resultSection.collapsed = True
+        ui.learnSection.collapsed = False
+        ui.learnVolumeSelector.setCurrentNode(ui.inputVolumeSelector.currentNode())
+        ui.learnSegmentationSelector.setCurrentNode(ui.resultSelector.currentNode())
+        ui.learnFolderPathLineEdit.currentPath = str(folder)
+        ui.rankScansPathLineEdit.currentPath = str(scan.parent)
+        self.wait(lambda: not learn.lookups.busy)
+        ui.learnAddButton.click()
+        self.wait(lambda: not learn.busy and not learn.lookups.busy)
+        self.picture("correct")
+        ui.learnSection.collapsed = True
+
     def figures(self, labels: Path | None) -> None:
         """How good the result is, and whether it lies where the label map does."""
         # What asks for Qt can be imported once the stand-in is there.
@@ -220,9 +236,11 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("labels", type=Path, nargs="?")
     parser.add_argument("--name", default="segmentation real", help="how the names of the pictures begin")
-    parser.add_argument("--keep", action="store_true", help="write those of the documentation, too")
+    parser.add_argument(
+        "--keep", nargs="*", choices=list(KEPT), help="write those of the documentation, too, or some of them"
+    )
     given = parser.parse_args()
-    with slicer_at_work() as (host, _workspace):
+    with slicer_at_work() as (host, workspace):
         try:
             show = SegmentationShow(host, given.name)
             show.without_input()
@@ -233,8 +251,9 @@ def main() -> int:
             show.failed()
             show.done()
             show.figures(given.labels)
-            if given.keep:
-                show.keep(KEPT)
+            show.correct(given.scan, workspace / "labelled")
+            if given.keep is not None:
+                show.keep({name: kept for name, kept in KEPT.items() if name in given.keep or not given.keep})
         finally:
             warm_worker().close()
     return 0

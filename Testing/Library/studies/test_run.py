@@ -354,6 +354,25 @@ def test_protocols_are_settings_and_name_scans_that_there_are(name: str, shared_
     assert all(organs <= set(cases[one]["voxels"]) for one in tests)
 
 
+@pytest.mark.parametrize(
+    "reduced, whole",
+    [
+        ("hippocampus_mr_cpu", "hippocampus_mr"),
+        ("hippocampus_mr_cpu_many", "hippocampus_mr"),
+        ("headneck_ct_cpu", "headneck_ct"),
+    ],
+)
+def test_a_reduced_protocol_tests_on_the_same_cases_and_asks_nothing_else(reduced: str, whole: str) -> None:
+    few, all_of_it = (
+        from_dict(yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))).study
+        for name in (reduced, whole)
+    )
+    assert few.test == all_of_it.test and few.seeds == all_of_it.seeds
+    assert few.pretraining_seeds == all_of_it.pretraining_seeds
+    assert set(few.objectives) <= set(all_of_it.objectives) and "scratch" in few.objectives
+    assert set(few.labelled) <= set(all_of_it.labelled)
+
+
 def test_a_cell_in_a_process_of_its_own_comes_to_the_same(
     finished: tuple[Path, Any, Any], scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
