@@ -95,9 +95,9 @@ class Phase:
     The longer a phase lasts, the rarer: a study of days would fill its log with some 40 MB a day.
     """
 
-    SECONDS_BETWEEN, MOST_SECONDS_BETWEEN = 0.25, 2.0
-    SHARE_BETWEEN = 1e-3
-    """Of the time that the phase has lasted."""
+    SECONDS_BETWEEN = 0.25
+    RARER_AFTER, MOST_TIMES_RARER = 250.0, 8.0
+    """Seconds that a phase has lasted until the time between two begins to grow with it, and how far that goes."""
 
     def __init__(self, log: EventLog, name: str, steps: int, done: int) -> None:
         self._log, self.name, self.steps = log, name, steps
@@ -108,8 +108,8 @@ class Phase:
     def due(self, step: float) -> bool:
         """Whether a progress event would be written now; ask before reading losses back from a device."""
         now = time.monotonic()
-        lasted = min(self.SHARE_BETWEEN * (now - self._began), self.MOST_SECONDS_BETWEEN)
-        return step >= self.steps or now - self._last >= max(self.SECONDS_BETWEEN, lasted)
+        rarer = min(max((now - self._began) / self.RARER_AFTER, 1.0), self.MOST_TIMES_RARER)
+        return step >= self.steps or now - self._last >= self.SECONDS_BETWEEN * rarer
 
     def progress(
         self,
