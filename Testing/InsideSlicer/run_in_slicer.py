@@ -4,7 +4,8 @@
         HybridMIMSegmentation --python-script Testing/InsideSlicer/run_in_slicer.py
 
 Slicer ends with 0 if all tests ran and passed. A test that was skipped is a failure here, named with its reason: what
-passes must have been tested. ``HYBRIDMIM_TEST_SUMMARY`` names a JSON file that is written with the counts.
+passes must have been tested. ``HYBRIDMIM_TEST_SUMMARY`` names a JSON file that is written with the counts,
+``HYBRIDMIM_TEST_FILES`` the files to run, with commas between them, instead of all.
 """
 
 import importlib
@@ -23,7 +24,8 @@ FILES = ("HybridMIMTraining", "HybridMIMSegmentation", "HybridMIMInsideSlicerTes
 def run():
     """Run all; returns the counts and, for each test that did not pass, what it says."""
     sys.path.append(str(Path(__file__).resolve().parent))
-    cases = [case for name in FILES for case in cases_of(importlib.import_module(name))]
+    files = os.environ.get("HYBRIDMIM_TEST_FILES", ",".join(FILES)).split(",")
+    cases = [case for name in files for case in cases_of(importlib.import_module(name))]
     suite = unittest.TestSuite(map(unittest.defaultTestLoader.loadTestsFromTestCase, cases))
     result = unittest.TextTestRunner(stream=sys.stdout, verbosity=2).run(suite)
     return {
