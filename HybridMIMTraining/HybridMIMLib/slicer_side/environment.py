@@ -51,6 +51,7 @@ _OFFLINE = (
 _MEGABYTES = {
     "torch": 900, "monai": 15, "pytorch-ignite": 3, "einops": 1, "scipy": 145, "simpleitk": 280, "nibabel": 15,
     "pydicom": 15, "safetensors": 2, "jsonargparse": 2, "pyyaml": 4, "matplotlib": 100,
+    "pillow": 23,
 }  # fmt: skip
 """On the disk, with what each brings along, measured on Linux with a PyTorch for the CPU."""
 _UNKNOWN = 20
