@@ -188,9 +188,7 @@ def test_two_modules_bring_no_file_of_one_name(tmp_path: Path) -> None:
 SCRIPT = REPOSITORY / "Testing" / "InsideSlicer" / "run_in_slicer.py"
 
 
-def launch(
-    installed: Path, summary: Path, *arguments: object, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def launch(installed: Path, summary: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Start the stand-in with the installed modules, and the source tree out of reach."""
     command = [sys.executable, HOST / "launcher.py", "--no-splash", "--no-main-window"]
     command += ["--additional-module-paths", installed / SCRIPTED, *arguments]
