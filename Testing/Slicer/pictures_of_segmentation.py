@@ -4,8 +4,8 @@
 
 ``MODEL`` is a package (a folder), ``LABELS`` a label map to compare with. The pictures go to ``build/pictures``; the
 longest look at the job in the processor time of the window's thread, the Dice of each class, and how far the segments
-lie from the label map's own grid in mm are printed. With ``--keep`` those of the documentation, or some of them by name,
-are written into ``Resources/Pictures`` as well: only for a scan whose licence allows it, see the README there.
+lie from the label map's own grid in mm are printed. With ``--keep`` those of the documentation, or some of them by
+name, are written into ``Resources/Pictures`` as well: only for a scan whose licence allows it, see the README there.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class SegmentationShow(Show):
         print(views.scene_picture(self.host.scene, self.path("views"), title=node.GetName()))
 
     def correct(self, scan: Path, folder: Path) -> None:
-        """The result becomes a labelled case in a new folder, as after a correction; then the next scan is asked for."""
+        """The result becomes a labelled case in a new folder, as after a correction."""
         ui, learn = self.panel.ui, self.panel.content.learn
         ui.modelSection.collapsed = ui.inputSection.collapsed = ui.resultSection.collapsed = True
         ui.learnSection.collapsed = False

@@ -198,7 +198,7 @@ def launch(installed: Path, summary: Path, *arguments: object, **variables: str)
 
 
 def test_both_modules_work_from_the_installed_folder(installed: Path, tmp_path: Path) -> None:
-    """The tests for a running Slicer, in the stand-in; the self-tests were run by CTest above, from the same files."""
+    """The tests for a running Slicer, in the stand-in; CTest has run the self-tests above, from the same files."""
     summary, whole_way = tmp_path / "summary.json", {"HYBRIDMIM_TEST_FILES": "HybridMIMInsideSlicerTest"}
     done = launch(installed, summary, "--python-script", SCRIPT, **whole_way)
     assert done.returncode == 0, done.stdout + done.stderr
