@@ -163,43 +163,35 @@ class HybridMIMSegmentationLogic(ScriptedLoadableModuleLogic):
         onProgress=None,
         isCancelled=None,
         inference=None,
+        roiNode=None,
         **output,
     ):
         """Segment and wait; Slicer's window stays alive meanwhile.
 
-        volumeNode: a volume, a list of volumes (one a channel), a dictionary of them by the names of the channels, or
-            a sequence.
+        volumeNode: a volume, a list (one a channel) or a dictionary (by names of channels) of them, or a sequence.
         model: name of a model of this user, or the path of a model package.
         device: auto, cpu, cuda, cuda:1, mps.
         onUpdate(job), onLog(line), onProgress(fractionOrNone, text), isCancelled(): called while it works; it is
             stopped when isCancelled returns True.
         inference: settings of the section of that name, such as {"preset": "fast"}.
-        output: roiNode, outputSegmentationNode, outputMode, classes, referenceNode: see start.
+        All others: see start.
 
-        Returns the segmentation node. Whatever goes wrong is an exception with the cause and the cure, and the scene
-        is as it was.
+        Returns the segmentation node. What goes wrong is an exception with cause and cure; the scene is as it was.
         """
         from HybridMIMLib.slicer_side.environment import ensure_packages
         from HybridMIMLib.slicer_side.segmentation import segment
 
-        def update(job):
-            slicer.app.processEvents()
-            if onUpdate:
-                onUpdate(job)
-
         ensure_packages()
-        roi = output.pop("roiNode", None)
+        target = {"roi": roiNode, "output": self._output(**output)}
         callbacks = {"on_log": onLog, "on_progress": onProgress, "is_cancelled": isCancelled}
-        target = self._output(**output)
-        return segment(volumeNode, model, device, update, roi=roi, output=target, inference=inference, **callbacks)
+        return segment(volumeNode, model, device, onUpdate, inference=inference, **target, **callbacks)
 
     def start(self, volumeNode, model, device="auto", roiNode=None, inference=None, **output):
         """As segment, without waiting: a job whose update() is to be called a few times a second until it is False;
         see HybridMIMLib.slicer_side.segmentation.SegmentationJob.
 
         roiNode: only what lies in this box is segmented.
-        outputSegmentationNode, outputMode: "replace" (which is meant where a node is given) keeps a backup of the
-            segments that are there, "append" adds to them, "new" makes a new segmentation.
+        outputSegmentationNode, outputMode: "replace" (meant without a mode; keeps a backup), "append", "new".
         classes: names of the classes to keep; without: all.
         referenceNode: a segmentation to compare with; the table of volumes then has the Dice.
         """
@@ -211,8 +203,7 @@ class HybridMIMSegmentationLogic(ScriptedLoadableModuleLogic):
     def _output(self, outputSegmentationNode=None, outputMode=None, classes=None, referenceNode=None):
         from HybridMIMLib.slicer_side.segmentation import Output
 
-        mode = outputMode or ("replace" if outputSegmentationNode else "new")
-        return Output(mode, outputSegmentationNode, classes, reference=referenceNode)
+        return Output.into(outputSegmentationNode, outputMode, classes, referenceNode)
 
 
 class HybridMIMSegmentationTest(ScriptedLoadableModuleTest):

@@ -83,6 +83,17 @@ class Output:
     reference: Node | None = None
     table: bool = True
 
+    @classmethod
+    def into(
+        cls,
+        segmentation: Node | None,
+        mode: Literal["new", "replace", "append"] | None = None,
+        classes: Collection[str] | None = None,
+        reference: Node | None = None,
+    ) -> Output:
+        """As scripts mean it: a segmentation that is given without a mode is one to replace."""
+        return cls(mode or ("replace" if segmentation else "new"), segmentation, classes, reference=reference)
+
 
 @dataclass(frozen=True)
 class Result:

@@ -43,6 +43,7 @@ from HybridMIMLib.slicer_side.voxels import (
     write_scan,
 )
 from HybridMIMLib.slicer_side.warm_worker import Request, warm_worker
+from HybridMIMLib.slicer_side.window import let_window_live
 from HybridMIMLib.worker_protocol import LAST_EVENTS
 
 __all__ = ["Output", "SegmentationJob", "read_labels", "segment", "why_not"]
@@ -470,7 +471,7 @@ def segment(
     on_progress: Callable[[float | None, str], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> Node:
-    """Segment something and wait for it: for scripts, with Slicer or with slicer-core alone.
+    """Segment something and wait for it: for scripts, with Slicer, whose window stays alive, or slicer-core alone.
 
     Args:
         volume: a ``vtkMRMLScalarVolumeNode`` in a scene; a list of them, one a channel; a mapping from the names of
@@ -524,6 +525,7 @@ class _Watch:
         self._is_cancelled, self._told = is_cancelled, 0
 
     def __call__(self, job: SegmentationJob) -> None:
+        let_window_live()
         if self._on_update is not None:
             self._on_update(job)
         if self._on_log is not None:

@@ -26,8 +26,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import slicer
-
 from HybridMIMLib.config import make_run, user_path
 from HybridMIMLib.errors import RunError, SettingsError
 from HybridMIMLib.events import Event, EventReader
@@ -36,6 +34,7 @@ from HybridMIMLib.runs import new_path
 from HybridMIMLib.slicer_side.environment import missing_packages
 from HybridMIMLib.slicer_side.jobs import FAILED, FINISHED, STOPPING, Job, attach_job, error_of, start_job
 from HybridMIMLib.slicer_side.run_actions import resume_run
+from HybridMIMLib.slicer_side.window import let_window_live
 
 _PAUSE = 0.05
 _MODEL = "configs/metadata.json"
@@ -110,7 +109,7 @@ class TrainingRun:
         ending = None if seconds is None else time.monotonic() + seconds
         while self.job.update() and (ending is None or time.monotonic() < ending):
             self._tell(log, progress)
-            _let_window_live()
+            let_window_live()
             time.sleep(_PAUSE)
         self._tell(log, progress)
         if self.job.state == FAILED:
@@ -311,9 +310,3 @@ def _weights_of(run: TrainingRun) -> Path:
 
 def _described(job: Job) -> str:
     return "Stopping" if job.state == STOPPING else job.message if job.ended else job.progress.describe()
-
-
-def _let_window_live() -> None:
-    application = getattr(slicer, "app", None)
-    if application is not None:
-        application.processEvents()

@@ -436,3 +436,12 @@ def test_saved_and_read_again(held: HeadlessScene, tmp_path: Path) -> None:
     segment = again.GetSegmentation().GetSegment("class_7")
     assert segment.GetLabelValue() == 7 and segment.GetName() == "Spleen"
     assert segment.GetTerminology() == small.SPLEEN
+
+
+@pytest.mark.parametrize(
+    ("given_mode", "has_target", "mode"),
+    [(None, False, "new"), (None, True, "replace"), ("append", True, "append"), ("new", True, "new")],
+)
+def test_what_scripts_mean(held: HeadlessScene, given_mode: Any, has_target: bool, mode: str) -> None:
+    target = held.scene.AddNewNodeByClass("vtkMRMLSegmentationNode") if has_target else None
+    assert Output.into(target, given_mode, ["Bright"]) == Output(mode, target, ["Bright"])  # type: ignore[arg-type]
