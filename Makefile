@@ -15,9 +15,10 @@ demo: $(READY)
 
 test: lint types pytest
 
-# A process for each core; the tests of one file stay together, because they share what they make.
+# A process for each core. Each begins with a share of its own, file after file, because the tests of one file share
+# what they make; who is done takes from the end of another's, so that no long file keeps one core waiting for the other.
 pytest: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(PYTEST_OPTIONS)
 
 bench: $(READY)
 	$(BIN)/python Testing/Benchmarks/first_way.py
