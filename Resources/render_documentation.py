@@ -34,7 +34,7 @@ def main() -> None:
 
 def _commands_page() -> str:
     lines = [
-        _MADE.format(source="the settings in HybridMIMLib/config.py and the commands in HybridMIMLib/commands.py"),
+        _MADE.format(source="config.py, settings/ and commands.py in HybridMIMLib"),
         "# Commands and settings",
         f"Each is called as `{PROGRAM} COMMAND --setting value`. Settings can be kept in a file (`--config FILE`, "
         "YAML); every run writes all of its own as `run.yaml`, which other commands take back. Each command is a "

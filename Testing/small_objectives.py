@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from HybridMIMLib.architectures import U_NETS, settled
-from HybridMIMLib.config import NetworkSettings, PretrainingSettings, Run
+from HybridMIMLib.config import Run
 from HybridMIMLib.data.patches import inside_mask
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.pretraining.choice import make_objective
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.objective import Objective
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 Triple = tuple[int, int, int]
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.package_files import HASHES
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import SegmentationNetwork, make_backbone
+from HybridMIMLib.settings.network import NetworkSettings
 
 SMALL_PLAN = Plan(1, (1.0, 1.5, 2.0), "percentiles", (-1e3, 1e3), (16, 16, 16), (4, 4, 4), (8, 8, 8))
 LIVER = "Segmentation category and type~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^~Anatomic codes~^^~^^"

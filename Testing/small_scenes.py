@@ -11,9 +11,9 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.model_description import ModelDescription
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.slicer_side.segments import image_array, volume_node
 
 SHAPE = (12, 15, 9)

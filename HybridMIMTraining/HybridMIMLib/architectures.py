@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm, prod
 
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.network import NetworkSettings
 
 Triple = tuple[int, int, int]
 

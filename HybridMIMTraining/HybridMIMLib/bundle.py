@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from HybridMIMLib.architectures import SEGRESNET, SWIN, U_NETS, VIT
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.body import MARGIN, air_level
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.model_description import weights_files
@@ -24,6 +23,7 @@ from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.data.resampling import LOW_PASS_FROM
 from HybridMIMLib.networks.unet import LEAST_FOR_MONAI
 from HybridMIMLib.networks.unetr import MONAI_TOKEN
+from HybridMIMLib.settings.network import NetworkSettings
 
 Config = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from HybridMIMLib.config import DEMO_DEFAULTS, PlanSettings, Run, make_run
+from HybridMIMLib.config import DEMO_DEFAULTS, Run, make_run
 from HybridMIMLib.data.classes import LabelClass, Region
 from HybridMIMLib.data.layouts import Case, Dataset, dataset_of, named_for_labels, open_dataset
 from HybridMIMLib.data.phantom import write_phantoms
@@ -26,6 +26,7 @@ from HybridMIMLib.events import EventLog
 from HybridMIMLib.files import write_json
 from HybridMIMLib.randomness import random_stream
 from HybridMIMLib.runs import carry_out, keep_inputs
+from HybridMIMLib.settings.plan import PlanSettings
 from HybridMIMLib.stages import Stages
 
 SYNTHETIC = {"unlabelled": 16, "labelled": 12, "unseen": 4}

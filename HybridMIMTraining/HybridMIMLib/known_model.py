@@ -56,10 +56,10 @@ def save_known_model(
         The folder.
     """
     from HybridMIMLib.architectures import settled
-    from HybridMIMLib.config import NetworkSettings
     from HybridMIMLib.data.plan import Plan
     from HybridMIMLib.model_package import ModelPackage
     from HybridMIMLib.networks import make_segmentation_network
+    from HybridMIMLib.settings.network import NetworkSettings
 
     plan = Plan(channels, spacing, normalisation, (-1e3, 1e3), (SIDE,) * 3, (4, 4, 4), (8, 8, 8))
     settings = settled(NetworkSettings(features=list(_FEATURES)), plan.spacing)

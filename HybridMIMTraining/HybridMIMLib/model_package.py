@@ -30,7 +30,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 
 from HybridMIMLib.bundle import inference_config, why_not_in_monai
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.model_description import (
@@ -54,6 +53,7 @@ from HybridMIMLib.model_readme import readme
 from HybridMIMLib.networks import SegmentationNetwork, make_backbone
 from HybridMIMLib.networks.ensemble import Ensemble, members_of
 from HybridMIMLib.runs import versions
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.weights import restore, save_weights
 
 CONFIG = Path("configs") / "inference.json"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from HybridMIMLib.bundle import why_not_in_monai
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.plan import Plan
+from HybridMIMLib.settings.network import NetworkSettings
 
 
 def readme(

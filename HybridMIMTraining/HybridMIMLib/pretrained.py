@@ -15,10 +15,13 @@ from torch import Tensor
 
 from HybridMIMLib.architectures import check_sizes, settled
 from HybridMIMLib.checkpoints import own_names, read_checkpoint
-from HybridMIMLib.config import NetworkSettings, PlanSettings, PretrainingSettings, Run, user_path
+from HybridMIMLib.config import Run, user_path
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import HybridMIMError, ModelError, SettingsError
 from HybridMIMLib.networks.interface import EncoderDecoder
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.plan import PlanSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 from HybridMIMLib.weights import load_weights, save_weights
 
 WEIGHTS_FILE = "pretrained.safetensors"

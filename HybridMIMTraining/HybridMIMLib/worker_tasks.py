@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from HybridMIMLib.config import InferenceSettings, Run, make_run
+from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import Case
 from HybridMIMLib.data.nifti import is_nifti
 from HybridMIMLib.data.package_files import file_name
@@ -20,6 +20,7 @@ from HybridMIMLib.inference.cases import Found, joined, read_volumes
 from HybridMIMLib.inference.ladder import is_out_of_memory
 from HybridMIMLib.inference.predictor import Labels, Prediction, Predictor
 from HybridMIMLib.inference.warm_model import WarmModel
+from HybridMIMLib.settings.inference import InferenceSettings
 from HybridMIMLib.worker_protocol import Load, Segment
 
 

@@ -28,7 +28,6 @@ from rows import Result, SkippedError, print_table
 from torch import nn
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import InferenceSettings, NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid, to_canonical
 from HybridMIMLib.data.normalisation import intensity_range
@@ -37,6 +36,8 @@ from HybridMIMLib.data.scans import read_label_map, read_scan
 from HybridMIMLib.inference.engines import Engine, OpenVINOEngine, TorchEngine
 from HybridMIMLib.inference.predictor import Prediction, Predictor
 from HybridMIMLib.networks import make_segmentation_network
+from HybridMIMLib.settings.inference import InferenceSettings
+from HybridMIMLib.settings.network import NetworkSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("HYBRIDMIM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))

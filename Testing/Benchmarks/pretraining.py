@@ -20,7 +20,6 @@ from rows import Result, print_table
 from torch import nn
 
 from HybridMIMLib.architectures import settled, total_stride
-from HybridMIMLib.config import NetworkSettings, PretrainingSettings
 from HybridMIMLib.networks import make_backbone
 from HybridMIMLib.pretraining.crops import Crops, blank_crops
 from HybridMIMLib.pretraining.hybridmim import HybridMIM
@@ -28,6 +27,8 @@ from HybridMIMLib.pretraining.mae import MAE
 from HybridMIMLib.pretraining.masking import PatchGrid, by_region, draw_box, draw_mask, whole_patches
 from HybridMIMLib.pretraining.objective import Objective
 from HybridMIMLib.pretraining.simmim import SimMIM
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 Triple = tuple[int, int, int]
 NO_OTHERS = PretrainingSettings(

@@ -29,9 +29,9 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass, default_color
 from HybridMIMLib.data.model_description import ModelDescription
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.slicer_side import worker_client
 from HybridMIMLib.slicer_side.jobs import FINISHED
 from HybridMIMLib.slicer_side.results import Output, Result, put_in_scene

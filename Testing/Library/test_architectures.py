@@ -24,8 +24,8 @@ from HybridMIMLib.architectures import (
     token_size,
     total_stride,
 )
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.network import NetworkSettings
 
 ARCHITECTURES = ["unet", "resunet", "swinunetr", "unetr", "segresnet"]
 SIZES = ["tiny", "small", "base"]

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from HybridMIMLib.architectures import settled
 from HybridMIMLib.checkpoints import own_names, read_checkpoint
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.errors import ModelError
 from HybridMIMLib.networks import EncoderDecoder, make_backbone
 from HybridMIMLib.pretrained import load_pretrained
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.transfer import transfer
 
 CROP = (64, 64, 64)

@@ -7,32 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from HybridMIMLib.config import (
-    DEMO_DEFAULTS,
-    FinetuningSettings,
-    NetworkSettings,
-    PlanSettings,
-    PretrainingSettings,
-    Run,
-    differences,
-    from_dict,
-    make_run,
-    to_dict,
-    workspace,
-)
+from HybridMIMLib.config import DEMO_DEFAULTS, Run, differences, from_dict, make_run, to_dict, workspace
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.finetuning import FinetuningSettings
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.plan import PlanSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 NAN, INFINITE = float("nan"), float("inf")
-
-
-def refused(content: Any) -> str:
-    """The one line that these settings end in."""
-    with pytest.raises(SettingsError) as caught:
-        from_dict(content)
-    text = str(caught.value)
-    assert "\n" not in text and caught.value.cure.endswith(".")
-    return text
 
 
 @pytest.mark.parametrize(
@@ -160,60 +144,6 @@ def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
 @pytest.mark.parametrize("content", [[], "run.yaml", 3, None])
 def test_settings_that_are_no_section_are_refused(content: Any) -> None:
     assert "the settings" in refused(content)
-
-
-def test_all_loss_weights_zero_is_refused() -> None:
-    names = [name for name in to_dict(Run())["pretraining"] if name.endswith("_weight")]
-    assert "weights" in refused({"pretraining": dict.fromkeys(names, 0.0)})
-    assert "weights" in refused({"pretraining": {names[0]: -1.0}})
-    # They weigh the losses of one objective; another may do without.
-    others = {"pretraining": {"objective": "simmim", **dict.fromkeys(names, 0.0)}}
-    assert from_dict(others).pretraining.partial_weight == 0
-
-
-@pytest.mark.parametrize("share", [0.4, 1, [0.3, 0.6], (0.4, 0.4), [np.float32(0.25), 1]])
-@pytest.mark.parametrize("name", ["mask_ratio", "region_ratio"])
-def test_a_ratio_is_a_number_or_a_range(name: str, share: Any) -> None:
-    value = getattr(from_dict({"pretraining": {name: share}}).pretraining, name)
-    assert value == (list(share) if isinstance(share, (list, tuple)) else share)
-    assert type(value) is float or all(type(end) is float for end in value)
-
-
-@pytest.mark.parametrize("name", ["features", "strides"])
-@pytest.mark.parametrize("architecture", ["swinunetr", "unetr", "segresnet"])
-def test_a_network_that_is_no_u_net_has_no_stages_to_set(architecture: str, name: str) -> None:
-    given = {"features": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]]}[name]
-    assert f"network.{name}" in refused({"network": {"architecture": architecture, name: given}})
-
-
-@pytest.mark.parametrize(
-    "strides",
-    [
-        [[1, 1, 1]],
-        [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-        [[2, 2, 2], [2, 2, 2]],
-        [[1, 1, 1], [2, 2]],
-        [[1, 1, 1], [2, 2, 3]],
-        [[1, 1, 1], [2, 2, 0]],
-        [1, 2],
-        "222",
-    ],
-)
-def test_strides_that_fit_no_stages_are_refused(strides: Any) -> None:
-    assert "network.strides" in refused({"network": {"features": [4, 8], "strides": strides}})
-
-
-def test_strides_are_kept_as_they_are() -> None:
-    for strides in ([[1, 1, 1], [2, 2, 1]], [[1, 1, 1], [1, 1, 1]]):
-        assert from_dict({"network": {"features": [4, 8], "strides": strides}}).network.strides == strides
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [{"patch": [16, 16, 16], "region": [24, 32, 32]}, {"region": [32, 32, 32], "crop": [96, 96, 48]}],
-)
-def test_sizes_that_do_not_divide_are_refused(sizes: dict[str, list[int]]) -> None:
-    assert "is not a multiple of" in refused({"plan": sizes})
 
 
 def test_a_section_checks_itself_when_it_is_made() -> None:

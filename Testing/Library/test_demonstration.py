@@ -11,7 +11,7 @@ import pytest
 from small_runs import TINY, write_blobs
 
 from HybridMIMLib import demo
-from HybridMIMLib.config import PlanSettings, Run, make_run
+from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import open_dataset
 from HybridMIMLib.data.model_description import read_description
 from HybridMIMLib.data.scans import read_label_map, read_scan
@@ -19,6 +19,7 @@ from HybridMIMLib.data.survey import content_hash
 from HybridMIMLib.demonstration import SYNTHETIC_CROP, SYNTHETIC_NAME, for_phantoms, share_out, typical_case
 from HybridMIMLib.errors import DataError, RunError, SettingsError
 from HybridMIMLib.report import report
+from HybridMIMLib.settings.plan import PlanSettings
 
 
 def test_a_copy_of_a_test_scan_is_kept_out_of_pretraining(tmp_path: Path) -> None:

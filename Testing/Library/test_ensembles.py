@@ -18,7 +18,6 @@ from small_runs import write_blobs
 
 from HybridMIMLib import add_model, ensemble_models, list_models, pack_model, remove_model, segment
 from HybridMIMLib.cli import main
-from HybridMIMLib.config import MOST_FOLDS, NetworkSettings
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.model_description import METADATA, MOST_MEMBERS, WEIGHTS, read_description, weights_files
 from HybridMIMLib.data.model_store import add
@@ -27,6 +26,8 @@ from HybridMIMLib.data.scans import read_label_map, read_scan
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.model_package import CONFIG, README, ModelPackage, check_shapes, ensemble_of, load_model
 from HybridMIMLib.networks.ensemble import Ensemble, members_of
+from HybridMIMLib.settings.finetuning import MOST_FOLDS
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.slicer_side.models import describe
 
 THREE = NetworkSettings(features=[4, 8, 8])

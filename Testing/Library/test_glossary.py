@@ -10,8 +10,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from HybridMIMLib.config import PretrainingSettings, Run
+from HybridMIMLib.config import Run
 from HybridMIMLib.glossary import CHAPTERS, TERMS, meaning, tooltip, words_of
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 
 def settings() -> set[str]:

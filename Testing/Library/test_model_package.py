@@ -16,12 +16,12 @@ import torch
 from small_packages import CLASSES, SMALL_PLAN, edit_json, entries_of, make_package, rehash, write_zip
 from torch.overrides import TorchFunctionMode
 
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.model_description import METADATA, WEIGHTS
 from HybridMIMLib.data.model_store import add
 from HybridMIMLib.errors import ModelError
 from HybridMIMLib.model_package import CONFIG, LICENSE, README, check_shapes, load_model
+from HybridMIMLib.settings.network import NetworkSettings
 
 
 def test_round_trip_gives_the_same_scores(unicode_folder: Path) -> None:

@@ -12,12 +12,12 @@ from small_packages import make_package
 
 from HybridMIMLib import add_model, list_models, pack_model, remove_model
 from HybridMIMLib.cli import main
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.model_description import METADATA, NO_LICENSE
 from HybridMIMLib.data.package_check import check_package
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.model_package import LICENSE, load_model
+from HybridMIMLib.settings.network import NetworkSettings
 
 
 @pytest.fixture(autouse=True)

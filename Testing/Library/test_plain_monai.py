@@ -29,7 +29,6 @@ from torch import nn
 
 from HybridMIMLib.architectures import SEGRESNET, SWIN, VIT, settled
 from HybridMIMLib.bundle import inference_config, network_config, why_not_in_monai
-from HybridMIMLib.config import InferenceSettings, NetworkSettings
 from HybridMIMLib.data.body import MARGIN, air_level, find_body
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.grid import Grid
@@ -43,6 +42,8 @@ from HybridMIMLib.inference.predictor import Predictor
 from HybridMIMLib.model_package import CONFIG, ModelPackage, ensemble_of, load_model
 from HybridMIMLib.networks import make_backbone, make_segmentation_network
 from HybridMIMLib.pretrained import load_pretrained
+from HybridMIMLib.settings.inference import InferenceSettings
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.transfer import transfer
 
 CHANNELS, OUTPUTS, CROP = 2, 3, (64, 64, 32)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.networks import make_backbone
 from HybridMIMLib.reshaping import POSITIONS, SEE_SCAN, TOKENS, Grids, cube_side, fitted
+from HybridMIMLib.settings.network import NetworkSettings
 
 CHANNELS = st.integers(1, 5)
 SIDES = st.tuples(*[st.integers(1, 4)] * 3)

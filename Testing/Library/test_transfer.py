@@ -14,7 +14,7 @@ from torch import Tensor
 
 from HybridMIMLib import finetune, pretrain
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings, PretrainingSettings, make_run
+from HybridMIMLib.config import make_run
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.events import EventReader
@@ -22,6 +22,8 @@ from HybridMIMLib.finetuning.start import begin_with
 from HybridMIMLib.model_package import load_model
 from HybridMIMLib.networks import EncoderDecoder, make_backbone
 from HybridMIMLib.pretrained import Origin, Pretrained, load_pretrained, save_pretrained
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 from HybridMIMLib.transfer import Account, transfer
 from HybridMIMLib.weights import load_weights, save_weights
 

@@ -19,12 +19,12 @@ import pytest
 from small_packages import make_package
 from small_runs import UNICODE_NAME, save_threshold_model
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.scans import read_label_map, read_scan, write_nifti
 from HybridMIMLib.inference.predictor import make_predictor
 from HybridMIMLib.model_package import load_model
 from HybridMIMLib.runs import is_alive
+from HybridMIMLib.settings.inference import InferenceSettings
 from HybridMIMLib.worker_protocol import LAST_EVENTS, MOST_BYTES
 
 SECONDS = 60

@@ -16,9 +16,11 @@ import pytest
 from repository import REPOSITORY, files_in, text_of
 from small_runs import TINY
 
-from HybridMIMLib.config import NetworkSettings, PretrainingSettings, hints_of
 from HybridMIMLib.data.layouts import recognition
 from HybridMIMLib.pretraining import choice
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
+from HybridMIMLib.settings.tree import hints_of
 
 TEXT = text_of("CONTRIBUTING.md")
 
@@ -135,7 +137,7 @@ def test_files_and_names_that_it_speaks_of_are_there() -> None:
     assert not missing
     library = REPOSITORY / "HybridMIMTraining" / "HybridMIMLib"
     for file, name in (
-        (library / "config.py", "STUDY_OBJECTIVES"),
+        (library / "settings" / "study.py", "STUDY_OBJECTIVES"),
         (library / "bundle.py", "def network_config"),
         (library / "networks" / "__init__.py", "_BACKBONES"),
         (library / "data" / "layouts" / "recognition.py", "_LAYOUTS"),

@@ -15,17 +15,14 @@ from repository import REPOSITORY, text_of
 from HybridMIMLib.agreement import check_settings
 from HybridMIMLib.architectures import FEATURES, SEGRESNET, SWIN, VIT, settled, total_stride
 from HybridMIMLib.commands import COMMANDS
-from HybridMIMLib.config import (
-    FinetuningSettings,
-    NetworkSettings,
-    PretrainingSettings,
-    Run,
-    StudySettings,
-    workspace,
-)
+from HybridMIMLib.config import Run, workspace
 from HybridMIMLib.data.layouts.recognition import _LAYOUTS
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.presets import list_presets
+from HybridMIMLib.settings.finetuning import FinetuningSettings
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
+from HybridMIMLib.settings.study import StudySettings
 
 README = text_of("README.md")
 LIBRARY = REPOSITORY / "HybridMIMTraining" / "HybridMIMLib"

@@ -12,8 +12,8 @@ import pytest
 import qt
 from SlicerHost import Host
 
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.glossary import TERMS, meaning, tooltip, words_of
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 from HybridMIMLib.slicer_side.plan_choices import MAIN, SETTINGS
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -12,11 +12,11 @@ from SlicerHost import Host
 from small_packages import CLASSES, make_package
 from small_panel import apply_and_wait, choose, panel, segmentations
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.data.model_description import read_description
 from HybridMIMLib.inference.predictor import make_predictor
 from HybridMIMLib.model_package import load_model
+from HybridMIMLib.settings.inference import InferenceSettings
 from HybridMIMLib.slicer_side.segments import ijk_to_ras, label_array
 
 __all__ = ["panel"]

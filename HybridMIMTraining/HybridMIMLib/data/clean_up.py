@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.inference import InferenceSettings
 
 ALL = "all"
 """In settings: every class."""

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from HybridMIMLib.architectures import settled, total_stride
-from HybridMIMLib.config import NetworkSettings, PlanSettings, is_name
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.package_files import MOST_TEXT, PackageFiles, open_package
 from HybridMIMLib.errors import ModelError, SettingsError
 from HybridMIMLib.files import read_json
+from HybridMIMLib.settings.checks import is_name
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.plan import PlanSettings
 
 FORMAT = 3
 """2: networks are MONAI's, with other names of tensors. 3: tensors have MONAI's names, files their hashes."""

@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 
 from HybridMIMLib.architectures import check_sizes, default_region, settled, token_size, total_stride
-from HybridMIMLib.config import NetworkSettings, PlanSettings
 from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.events import EventLog
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.plan import PlanSettings
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 from HybridMIMLib.architectures import SEGRESNET, SWIN, U_NETS, VIT
-from HybridMIMLib.config import NetworkSettings
+from HybridMIMLib.settings.network import NetworkSettings
 
 Shape = tuple[int, ...]
 _Named = Iterator[tuple[str, Shape]]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from HybridMIMLib import __version__
-from HybridMIMLib.config import EvaluationSettings, Run
+from HybridMIMLib.config import Run
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.layouts.cases import some
@@ -43,6 +43,7 @@ from HybridMIMLib.inference.run import label_path, segment_cases
 from HybridMIMLib.model_package import ModelPackage, ensemble_of, load_model
 from HybridMIMLib.networks.device import choose_device
 from HybridMIMLib.runs import keep_inputs, versions
+from HybridMIMLib.settings.evaluation import EvaluationSettings
 from HybridMIMLib.stage_folders import StageFolders
 
 FOLDS, CROSS_VALIDATION = "folds", "cross-validation"

@@ -13,12 +13,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from HybridMIMLib.config import FinetuningSettings, Run
+from HybridMIMLib.config import Run
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.events import EventLog
 from HybridMIMLib.networks import EncoderDecoder
 from HybridMIMLib.networks.dropout import SampleDropout
 from HybridMIMLib.pretrained import Pretrained
+from HybridMIMLib.settings.finetuning import FinetuningSettings
 from HybridMIMLib.training import Pace
 from HybridMIMLib.transfer import grouped, transfer
 

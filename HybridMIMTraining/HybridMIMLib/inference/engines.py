@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.inference.capability import Capability, capability_of, inference_device, relative_difference
 from HybridMIMLib.inference.ladder import is_out_of_memory
@@ -20,6 +19,7 @@ from HybridMIMLib.inference.openvino_engine import OpenVINOEngine, is_installed,
 from HybridMIMLib.inference.torch_engine import Engine, TorchEngine
 from HybridMIMLib.machine_notes import recall, remember
 from HybridMIMLib.networks.device import device_in_words, empty_cache
+from HybridMIMLib.settings.inference import InferenceSettings
 
 __all__ = ["Engine", "OpenVINOEngine", "TorchEngine", "choose_engine"]
 

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.grid import Grid, from_canonical
@@ -32,6 +31,7 @@ from HybridMIMLib.inference.sliding import Computing, Watch, sliding_scores
 from HybridMIMLib.inference.windows import Triple, plan_windows, step_of
 from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks.device import wait_for
+from HybridMIMLib.settings.inference import InferenceSettings
 
 Labels = npt.NDArray[np.integer[Any]]
 Tell = Callable[[str], None]

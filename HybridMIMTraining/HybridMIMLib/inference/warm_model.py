@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.model_store import locate
 from HybridMIMLib.data.package_check import check_package
 from HybridMIMLib.errors import ModelError
@@ -17,6 +16,7 @@ from HybridMIMLib.inference.engines import choose_engine
 from HybridMIMLib.inference.predictor import Predictor, make_predictor
 from HybridMIMLib.model_package import ModelPackage, load_model
 from HybridMIMLib.networks.device import empty_cache
+from HybridMIMLib.settings.inference import InferenceSettings
 
 Tell = Callable[[str], None]
 _Stamp = tuple[tuple[str, int, int, int, int], ...]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from HybridMIMLib.architectures import SEGRESNET, SWIN, VIT
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.networks.deep_supervision import DeeplySupervised
 from HybridMIMLib.networks.interface import EncoderDecoder, SegmentationNetwork, Triple
 from HybridMIMLib.networks.segresnet import SegResNet
@@ -16,6 +15,7 @@ from HybridMIMLib.networks.swin_unetr import SwinUNETR
 from HybridMIMLib.networks.unet import UNet
 from HybridMIMLib.networks.unetr import UNETR
 from HybridMIMLib.randomness import stream_key
+from HybridMIMLib.settings.network import NetworkSettings
 
 __all__ = [
     "UNETR",

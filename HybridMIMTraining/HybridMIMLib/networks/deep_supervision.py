@@ -11,9 +11,9 @@ from collections import deque
 from torch import Tensor, nn
 
 from HybridMIMLib.architectures import decoder_stages
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.networks.interface import EncoderDecoder, SegmentationNetwork
+from HybridMIMLib.settings.network import NetworkSettings
 
 ALL = -1
 """In settings: every coarser stage that there is."""

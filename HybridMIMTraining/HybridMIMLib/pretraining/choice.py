@@ -22,7 +22,7 @@ from math import floor, prod
 
 from HybridMIMLib.agreement import check_settings
 from HybridMIMLib.architectures import token_size
-from HybridMIMLib.config import PretrainingSettings, Run, Share
+from HybridMIMLib.config import Run
 from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.networks import initial_weights, make_backbone
@@ -37,6 +37,7 @@ from HybridMIMLib.pretraining.reconstruction import ratio_of
 from HybridMIMLib.pretraining.scratch import Scratch
 from HybridMIMLib.pretraining.simclr import SimCLR
 from HybridMIMLib.pretraining.simmim import SimMIM
+from HybridMIMLib.settings.pretraining import PretrainingSettings, Share
 
 BOX_SHARE = 2 / 3
 """Of the crop along each axis, as published."""

@@ -34,7 +34,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from HybridMIMLib.architectures import check_divides
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.data.patches import inside_mask
 from HybridMIMLib.draws import derived_keys
 from HybridMIMLib.networks.dropout import dropout_keys
@@ -58,6 +57,7 @@ from HybridMIMLib.pretraining.targets import (
     patch_statistics,
     reconstruction_errors,
 )
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 MASK_RATIO, PUBLISHED_PATCHES = 0.40, 8
 """Share of the patches that is masked, and patches of a region, as published."""

@@ -18,11 +18,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.networks.unetr import UNETR
 from HybridMIMLib.pretraining.heads import START, Blocks, to_scan
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple
 from HybridMIMLib.pretraining.reconstruction import Reconstruction, ratio_of
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 DEPTH = 4
 """Blocks of the decoder; eight, 512 wide, are published."""

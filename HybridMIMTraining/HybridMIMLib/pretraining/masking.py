@@ -15,9 +15,9 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from HybridMIMLib.architectures import check_divides
-from HybridMIMLib.config import Share
 from HybridMIMLib.draws import ranks, uniform
 from HybridMIMLib.networks.interface import Box
+from HybridMIMLib.settings.pretraining import Share
 
 Triple = tuple[int, int, int]
 

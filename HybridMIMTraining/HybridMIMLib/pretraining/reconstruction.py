@@ -7,13 +7,13 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from HybridMIMLib.config import PretrainingSettings, Share
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.interface import EncoderDecoder
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.masking import PatchGrid, draw_patches, to_voxels, whole_patches
 from HybridMIMLib.pretraining.objective import Objective, Preview, mode, train_encoder_alone
 from HybridMIMLib.pretraining.targets import masked_error, normalised, patch_statistics, reconstruction_errors
+from HybridMIMLib.settings.pretraining import PretrainingSettings, Share
 
 MASK_RATIO = 0.75
 """As published (arXiv:2204.11716)."""

@@ -13,7 +13,7 @@ import torch
 from HybridMIMLib import distributed
 from HybridMIMLib.agreement import check_settings
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import PretrainingSettings, Run, make_run
+from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.patches import who_is
 from HybridMIMLib.data.plan import Plan
@@ -34,6 +34,7 @@ from HybridMIMLib.pretraining.previews import Previews, preview_crop
 from HybridMIMLib.pretraining.simclr import SimCLR
 from HybridMIMLib.pretraining.targets import error_to_patch_mean
 from HybridMIMLib.runs import carry_out, keep_inputs
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 from HybridMIMLib.training import Schedule, TrainingLoop
 
 MASKED = ("hybridmim", "simmim", "mae")

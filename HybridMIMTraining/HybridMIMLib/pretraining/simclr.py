@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.data.augmentation import apply_augmentation, draw_augmentation
 from HybridMIMLib.data.patches import inside_mask
 from HybridMIMLib.draws import derived_keys
@@ -17,6 +16,7 @@ from HybridMIMLib.networks.interface import EncoderDecoder
 from HybridMIMLib.pretraining.contrast import NegativeQueue, nt_xent, partner_found, pooled_inside
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.objective import Objective, mode, train_encoder_alone
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 FLIPPED = (0, 1, 2)
 """Axes along which views are flipped: all, because no class depends on the side."""

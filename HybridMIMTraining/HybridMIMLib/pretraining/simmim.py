@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.networks.interface import EncoderDecoder
 from HybridMIMLib.pretraining.heads import START, VoxelHead
 from HybridMIMLib.pretraining.masking import PatchGrid, to_voxels
 from HybridMIMLib.pretraining.reconstruction import Reconstruction
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 DEPTH = 0
 """Blocks of the head as published: one linear layer."""

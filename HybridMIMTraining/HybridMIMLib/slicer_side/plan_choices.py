@@ -25,10 +25,11 @@ from typing import Any, Literal, Optional, Union, get_args, get_origin, get_type
 
 from HybridMIMLib.agreement import check_agreement
 from HybridMIMLib.commands import COMMANDS
-from HybridMIMLib.config import Run, from_dict, hints_of, to_dict
+from HybridMIMLib.config import Run, from_dict, to_dict
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.presets import list_presets
 from HybridMIMLib.runs import load_settings
+from HybridMIMLib.settings.tree import hints_of
 
 AUTOMATIC, OWN = "automatic", "own"
 
@@ -78,7 +79,7 @@ _OF_MACHINE = ("unlabelled", "labelled", "output", "store", "scans", "prediction
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting, as ``config.py`` describes it.
+    """A setting, as its section describes it.
 
     Attributes:
         name: dotted, as the command line has it.

@@ -24,8 +24,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Union
 
-from HybridMIMLib.config import NetworkSettings, Run, Share, StudySettings
+from HybridMIMLib.config import Run
 from HybridMIMLib.randomness import stream_key
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.pretraining import Share
+from HybridMIMLib.settings.study import StudySettings
 
 SCRATCH, DOUBLE = "scratch", "scratch, twice the steps"
 MASKED = ("hybridmim", "simmim", "mae")

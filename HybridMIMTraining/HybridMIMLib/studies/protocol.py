@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import PlanSettings, Run, differences, to_dict, user_path
+from HybridMIMLib.config import Run, differences, to_dict, user_path
 from HybridMIMLib.data.classes import LabelClass, Region
 from HybridMIMLib.data.layouts import Case, Dataset, dataset_of, named_for_labels
 from HybridMIMLib.data.layouts.cases import some
@@ -30,6 +30,7 @@ from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.finetuning.cases import draw_share
 from HybridMIMLib.randomness import random_stream
 from HybridMIMLib.runs import versions
+from HybridMIMLib.settings.plan import PlanSettings
 from HybridMIMLib.studies.axes import Amount, Arm, Spacing, arm_to_json, arms_of, in_words, settings_of
 
 FORMAT = 1

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.inference import InferenceSettings
 
 CLASSES = tuple(LabelClass(label, name, (1, 0, 0)) for label, name in ((2, "Liver"), (5, "Kidney=left"), (9, "all2")))
 STORED = CleanUp(frozenset({2}), frozenset({5}), {2: 20.0})

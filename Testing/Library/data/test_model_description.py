@@ -14,7 +14,6 @@ import pytest
 from small_packages import edit_json, entries_of, rehash, write_zip
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.model_description import METADATA, NO_LICENSE, WEIGHTS, find_models, read_description
@@ -23,6 +22,7 @@ from HybridMIMLib.data.plan import Plan
 from HybridMIMLib.errors import ModelError
 from HybridMIMLib.model_package import ModelPackage, load_model
 from HybridMIMLib.networks import make_segmentation_network
+from HybridMIMLib.settings.network import NetworkSettings
 
 PLAN = Plan(2, (1.0, 1.5, 2.0), "percentiles", (-1000.0, 1000.0), (16, 16, 16), (4, 4, 4), (8, 8, 8))
 CLASSES = (LabelClass(2, "Léber", (0.1, 0.2, 0.3)), LabelClass(7, "Milz", (1.0, 0.0, 0.5), "a^b^c"))

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from small_runs import KeptLog
 
 from HybridMIMLib.architectures import check_sizes, settled, token_size, total_stride
-from HybridMIMLib.config import NetworkSettings, PlanSettings, from_dict
+from HybridMIMLib.config import from_dict
 from HybridMIMLib.data.layouts import Case
 from HybridMIMLib.data.plan import Plan, fingerprint, make_plan, plan_yaml
 from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.plan import PlanSettings
 
 
 def facts(

@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 from small_packages import CLASSES, make_package, rehash
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.model_description import WEIGHTS
 from HybridMIMLib.data.model_store import add
 from HybridMIMLib.data.weights_shapes import known_shapes, why_not_these
 from HybridMIMLib.errors import ModelError
 from HybridMIMLib.networks import make_segmentation_network
+from HybridMIMLib.settings.network import NetworkSettings
 
 CROP = (64, 64, 64)
 NETWORKS = [

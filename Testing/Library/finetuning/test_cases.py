@@ -15,13 +15,14 @@ from small_facts import CLASSES, facts
 from small_runs import TINY, KeptLog, write_blobs
 
 from HybridMIMLib import finetune
-from HybridMIMLib.config import FinetuningSettings, Run
+from HybridMIMLib.config import Run
 from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.scans import read_label_map, write_label_map
 from HybridMIMLib.data.survey import CaseFacts
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json
 from HybridMIMLib.finetuning.cases import Chosen, choose_cases, draw_share
+from HybridMIMLib.settings.finetuning import FinetuningSettings
 
 
 def choose(found: Sequence[CaseFacts], seed: int = 0, **changes: Any) -> tuple[Chosen, list[str]]:

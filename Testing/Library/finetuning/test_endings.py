@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from small_runs import TINY, write_blobs
 
 from HybridMIMLib import finetune, pretrain
-from HybridMIMLib.config import InferenceSettings, NetworkSettings, Run, make_run
+from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.layouts import open_dataset
 from HybridMIMLib.data.scans import read_scan, write_nifti
 from HybridMIMLib.errors import DataError, LabelError, ModelError, RunError, SettingsError
@@ -23,6 +23,8 @@ from HybridMIMLib.finetuning.run import _Finetuning, check_labelled
 from HybridMIMLib.inference.predictor import Prediction, Predictor, make_predictor
 from HybridMIMLib.model_package import load_model
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
+from HybridMIMLib.settings.inference import InferenceSettings
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.training import load_checkpoint
 from HybridMIMLib.weights import load_weights
 

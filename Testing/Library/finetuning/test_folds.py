@@ -18,7 +18,7 @@ from small_facts import CLASSES, facts
 from small_runs import TINY, KeptLog, write_blobs
 
 from HybridMIMLib import finetune, segment, train
-from HybridMIMLib.config import FinetuningSettings, Run
+from HybridMIMLib.config import Run
 from HybridMIMLib.data.layouts import Dataset
 from HybridMIMLib.data.model_description import find_models, read_description, weights_files
 from HybridMIMLib.data.scans import read_label_map, read_scan, write_label_map
@@ -32,6 +32,7 @@ from HybridMIMLib.finetuning.folds import choose
 from HybridMIMLib.finetuning.targets import ClassTarget
 from HybridMIMLib.model_package import load_model
 from HybridMIMLib.report import report
+from HybridMIMLib.settings.finetuning import FinetuningSettings
 
 
 def chosen_of(found: Sequence[CaseFacts], folds: int, seed: int = 0, **changes: Any) -> tuple[list[Chosen], KeptLog]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from HybridMIMLib import finetune, pretrain
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import FinetuningSettings, NetworkSettings
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.events import EventLog, EventReader
 from HybridMIMLib.finetuning.run import _Finetuning
@@ -25,6 +24,8 @@ from HybridMIMLib.finetuning.start import Freezer, begin_with, paces
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.pretrained import load_pretrained
+from HybridMIMLib.settings.finetuning import FinetuningSettings
+from HybridMIMLib.settings.network import NetworkSettings
 from HybridMIMLib.training import Schedule, TrainingLoop, load_checkpoint
 
 ALL = ("unet", "resunet", "swinunetr", "unetr", "segresnet")

@@ -14,7 +14,7 @@ from small_runs import write_blobs
 from torch import Tensor
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings, Run, make_run
+from HybridMIMLib.config import Run, make_run
 from HybridMIMLib.data.classes import make_naming
 from HybridMIMLib.data.layouts import Case, open_dataset
 from HybridMIMLib.data.patches import CropSampler
@@ -27,6 +27,7 @@ from HybridMIMLib.finetuning.loss import region_losses, segmentation_losses
 from HybridMIMLib.finetuning.targets import ClassTarget, RegionTarget, Target, make_target
 from HybridMIMLib.networks import make_segmentation_network
 from HybridMIMLib.networks.dropout import dropout_keys
+from HybridMIMLib.settings.network import NetworkSettings
 
 # Labels that are no numbers of classes: 1, 2 and 4 are classes 1, 2 and 3.
 NAMING = make_naming({1: "core", 2: "edema", 4: "enhancing"}, {"WT": [1, 2, 4], "TC": [1, 4], "ET": [4]})

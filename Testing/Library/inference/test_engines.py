@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import InferenceSettings, NetworkSettings
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.inference import capability, engines
 from HybridMIMLib.inference.capability import Capability, relative_difference
 from HybridMIMLib.inference.engines import Engine, OpenVINOEngine, TorchEngine, choose_engine
 from HybridMIMLib.inference.openvino_engine import is_installed
 from HybridMIMLib.networks import SegmentationNetwork, initial_weights, make_segmentation_network
+from HybridMIMLib.settings.inference import InferenceSettings
+from HybridMIMLib.settings.network import NetworkSettings
 
 CPU = torch.device("cpu")
 CROP = (16, 24, 16)

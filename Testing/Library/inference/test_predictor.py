@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.grid import Grid, to_canonical
@@ -23,6 +22,7 @@ from HybridMIMLib.data.scans import read_scan
 from HybridMIMLib.errors import DataError, HybridMIMError, SettingsError
 from HybridMIMLib.inference.engines import Engine, TorchEngine
 from HybridMIMLib.inference.predictor import Predictor
+from HybridMIMLib.settings.inference import InferenceSettings
 
 Triple = tuple[int, int, int]
 CPU = torch.device("cpu")

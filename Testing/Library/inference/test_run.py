@@ -17,7 +17,6 @@ from small_runs import KeptLog, save_threshold_model, write_blobs
 
 from HybridMIMLib import segment
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.data.clean_up import CleanUp
 from HybridMIMLib.data.grid import Grid
@@ -35,6 +34,7 @@ from HybridMIMLib.model_package import ModelPackage
 from HybridMIMLib.networks import make_segmentation_network
 from HybridMIMLib.report import report
 from HybridMIMLib.runs import load_settings
+from HybridMIMLib.settings.network import NetworkSettings
 
 
 def save_model(folder: Path, seed: int = 0, channels: int = 1) -> Path:

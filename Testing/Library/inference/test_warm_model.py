@@ -16,7 +16,6 @@ import torch
 from small_packages import make_package
 from torch import Tensor
 
-from HybridMIMLib.config import InferenceSettings
 from HybridMIMLib.data.grid import Grid
 from HybridMIMLib.errors import HybridMIMError, ModelError
 from HybridMIMLib.inference import warm_model
@@ -24,6 +23,7 @@ from HybridMIMLib.inference.clocked_engine import ClockedEngine, NetworkClock
 from HybridMIMLib.inference.predictor import make_predictor
 from HybridMIMLib.inference.torch_engine import Engine, TorchEngine
 from HybridMIMLib.inference.warm_model import WarmModel
+from HybridMIMLib.settings.inference import InferenceSettings
 
 TORCH = InferenceSettings(engine="torch", window_batch=2)
 CPU = torch.device("cpu")

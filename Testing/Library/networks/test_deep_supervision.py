@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from HybridMIMLib.architectures import decoder_stages, settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.networks import DeeplySupervised, SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.networks.deep_supervision import ALL, stage_weights, supervised_levels
 from HybridMIMLib.networks.dropout import dropout_keys
+from HybridMIMLib.settings.network import NetworkSettings
 
 KINDS: dict[str, NetworkSettings] = {
     "unet": NetworkSettings(features=[4, 6, 8, 10]),

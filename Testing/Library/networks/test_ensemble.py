@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.inference.engines import TorchEngine
 from HybridMIMLib.inference.openvino_engine import OpenVINOEngine
 from HybridMIMLib.inference.torch_engine import in_eval_mode
 from HybridMIMLib.networks import SegmentationNetwork, make_segmentation_network
 from HybridMIMLib.networks.ensemble import Ensemble, members_of
+from HybridMIMLib.settings.network import NetworkSettings
 
 CROP = (16, 16, 16)
 CPU = torch.device("cpu")

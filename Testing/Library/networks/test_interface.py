@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from HybridMIMLib.architectures import SEGRESNET, SWIN, VIT, SegResNetSize, SwinSize, VitSize, settled, total_stride
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.networks import (
     UNETR,
     EncoderDecoder,
@@ -27,6 +26,7 @@ from HybridMIMLib.networks import (
 )
 from HybridMIMLib.networks.dropout import SampleDropout, dropout_keys
 from HybridMIMLib.networks.interface import Box, Pyramid, wholly_hidden
+from HybridMIMLib.settings.network import NetworkSettings
 
 EVEN, THICK = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [1, 1, 1]], [[1, 1, 1], [2, 2, 1], [2, 2, 1], [2, 2, 2]]
 SWIN_SIZE, VIT_SIZE = SwinSize(12, (1, 1, 1, 1), (1, 2, 4, 4)), VitSize(24, 2, 4)

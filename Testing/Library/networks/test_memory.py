@@ -42,7 +42,8 @@ import gc, json, sys
 import torch
 torch.set_num_threads(1)
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings, PretrainingSettings
+from HybridMIMLib.settings.network import NetworkSettings
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 from HybridMIMLib.finetuning.loss import segmentation_losses
 from HybridMIMLib.networks import make_backbone, make_segmentation_network
 from HybridMIMLib.networks.dropout import dropout_keys

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.networks import UNet, make_backbone
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.networks.interface import Box
+from HybridMIMLib.settings.network import NetworkSettings
 
 STEPS = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 BOX = Box(torch.tensor([[0, 8, 4], [4, 0, 0]]), (4, 8, 12))

@@ -15,7 +15,6 @@ from small_objectives import SIZES, draw_crops, numbers_in, plan, settings, smal
 from torch._subclasses import FakeTensorMode
 
 from HybridMIMLib.architectures import U_NETS
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.networks import make_backbone
 from HybridMIMLib.pretraining.choice import box_size, make_objective, queue_length
@@ -26,6 +25,7 @@ from HybridMIMLib.pretraining.mae import MAE
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple
 from HybridMIMLib.pretraining.objective import Objective
 from HybridMIMLib.pretraining.simclr import SimCLR
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 ALL = [(a, o) for a in SIZES for o in ("hybridmim", "simmim", "mae", "simclr") if o != "mae" or a == "unetr"]
 

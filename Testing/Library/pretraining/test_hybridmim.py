@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from small_objectives import draw_crops, part
 from torch import Tensor
 
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.data.patches import inside_mask
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.networks import UNet
@@ -33,6 +32,7 @@ from HybridMIMLib.pretraining.hybridmim import (
     number_loss,
 )
 from HybridMIMLib.pretraining.masking import PatchGrid, Triple, by_region, draw_mask
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 # Patches smaller than the stride along one axis, 8 patches in each of 2×2×2 regions, no two axes alike.
 GRID = PatchGrid((8, 16, 16), (4, 2, 4), (4, 8, 8))

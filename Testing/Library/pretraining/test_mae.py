@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from small_objectives import SIZES, Triple, draw_crops, part, small_objective
 from torch import Tensor
 
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.networks.dropout import dropout_keys
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.mae import (
@@ -26,6 +25,7 @@ from HybridMIMLib.pretraining.mae import (
 )
 from HybridMIMLib.pretraining.masking import PatchGrid, draw_patches, to_voxels, whole_patches
 from HybridMIMLib.pretraining.objective import mode
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 CROP = SIZES["unetr"][0]
 TOKEN = 8

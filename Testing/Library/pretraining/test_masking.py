@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, multivariate_hypergeom
 from torch import Tensor
 
-from HybridMIMLib.config import Share
 from HybridMIMLib.errors import SettingsError
 from HybridMIMLib.pretraining import masking
 from HybridMIMLib.pretraining.masking import (
@@ -29,6 +28,7 @@ from HybridMIMLib.pretraining.masking import (
     to_voxels,
     whole_patches,
 )
+from HybridMIMLib.settings.pretraining import Share
 
 SHARES = st.floats(0.01, 1.0) | st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)).map(sorted)
 PUBLISHED = [

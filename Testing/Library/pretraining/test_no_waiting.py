@@ -17,13 +17,13 @@ from torch._subclasses import DynamicOutputShapeException, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from HybridMIMLib.config import PretrainingSettings
 from HybridMIMLib.networks import UNet
 from HybridMIMLib.pretraining.contrast import NegativeQueue, nt_xent
 from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.hybridmim import HybridMIM
 from HybridMIMLib.pretraining.masking import PatchGrid
 from HybridMIMLib.pretraining.objective import Objective
+from HybridMIMLib.settings.pretraining import PretrainingSettings
 
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hybridmim": ("unet", "hybridmim", {}),

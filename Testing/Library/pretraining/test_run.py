@@ -12,7 +12,6 @@ from small_runs import TINY, write_blobs
 
 from HybridMIMLib import pretrain
 from HybridMIMLib.architectures import settled
-from HybridMIMLib.config import NetworkSettings
 from HybridMIMLib.errors import DataError, SettingsError
 from HybridMIMLib.events import EventReader
 from HybridMIMLib.files import read_json
@@ -22,6 +21,7 @@ from HybridMIMLib.pretraining.crops import Crops
 from HybridMIMLib.pretraining.hybridmim import HybridMIM
 from HybridMIMLib.pretraining.run import measured_at_the_end
 from HybridMIMLib.report import report
+from HybridMIMLib.settings.network import NetworkSettings
 
 U_NET = {"features": [4, 8]}
 VIT = {"architecture": "unetr", "token": 8}

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from HybridMIMLib.config import STUDY_OBJECTIVES, Run, from_dict, make_run, to_dict
+from HybridMIMLib.config import Run, from_dict, make_run, to_dict
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.study import STUDY_OBJECTIVES
 from HybridMIMLib.studies.axes import (
     Arm,
     Finetuning,

@@ -1,0 +1,1 @@
+"""The sections of the settings, one a file, and what they are made of (:mod:`.tree`, :mod:`.checks`)."""
