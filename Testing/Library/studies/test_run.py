@@ -258,6 +258,25 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(
     assert not second["warnings"]
 
 
+def test_a_cell_that_was_stopped_goes_on_with_more_jobs_at_once(
+    scans: Path, tmp_path: Path, inside: type[Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedAtTheTest(Inside):
+        def __init__(self, job: Job, folder: Path, threads: int) -> None:
+            super().__init__(job, folder, threads)
+            if job.id == "scratch-3-lr-0.01-seed-1":
+                for name in ("test.json", "result.json"):
+                    (job.folder / name).unlink()
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "Process", StoppedAtTheTest)
+    with pytest.raises(KeyboardInterrupt):
+        study(**settings(scans, tmp_path / "study"))
+    monkeypatch.setattr(jobs, "Process", Inside)
+    again = study(**settings(scans, tmp_path / "study", jobs=2))
+    assert not again["failed"] and again["arms"][0]["seeds"]
+
+
 def test_a_rate_whose_training_failed_is_not_lost_for_ever(
     scans: Path, tmp_path: Path, inside: type[Inside], monkeypatch: pytest.MonkeyPatch
 ) -> None:
