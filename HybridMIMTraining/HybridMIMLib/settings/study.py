@@ -54,8 +54,13 @@ class StudySettings:
     )
     learning_rates: Optional[list[float]] = setting(
         None,
-        "peak learning rates of the fine-tuning, of which each arm gets the one with the best validation of the "
-        "first seed; without: finetuning.learning_rate for all",
+        "peak learning rates of the fine-tuning, of which each arm gets the one with the best validation; without: "
+        "finetuning.learning_rate for all",
+    )
+    rate_seeds: Literal["all", "first"] = setting(
+        "all",
+        "whose validation chooses among the learning rates; all: the mean over the seeds; first: that of the first "
+        "seed, which is quicker, and can prefer a rate by luck",
     )
     seeds: list[int] = setting([0, 1, 2], "seeds of the fine-tuning, of which the labelled cases are drawn too")
     pretraining_seeds: Optional[list[int]] = setting(

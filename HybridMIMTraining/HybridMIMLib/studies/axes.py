@@ -207,7 +207,9 @@ def pretrainings(study: StudySettings, arms: Iterable[Arm]) -> list[Pretraining]
     ]
 
 
-def finetunings(run: Run, arm: Arm, amount: Amount, rates: Sequence[float], first_seed: bool) -> list[Finetuning]:
+def finetunings(
+    run: Run, arm: Arm, amount: Amount, rates: Sequence[float], only_first: bool = False
+) -> list[Finetuning]:
     """The fine-tunings of an arm on a labelled amount.
 
     Args:
@@ -215,14 +217,18 @@ def finetunings(run: Run, arm: Arm, amount: Amount, rates: Sequence[float], firs
         arm: how they begin.
         amount: one of ``study.labelled``.
         rates: learning rates.
-        first_seed: those of the first pair of seeds, or those of all others.
+        only_first: those of the first pair of seeds alone.
     """
     study = run.study
-    pairs = seed_pairs(study, arm)
+    pairs = seed_pairs(study, arm)[: 1 if only_first else None]
     steps = run.finetuning.steps if study.steps is None else study.steps[study.labelled.index(amount)]
     steps = 2 * steps if arm.twice else steps
-    chosen = pairs[:1] if first_seed else pairs[1:]
-    return [Finetuning(arm, amount, steps, rate, seed, first) for rate in rates for first, seed in chosen]
+    return [Finetuning(arm, amount, steps, rate, seed, first) for rate in rates for first, seed in pairs]
+
+
+def trials(run: Run, arm: Arm, amount: Amount) -> list[Finetuning]:
+    """The fine-tunings among which the learning rate of an arm on a labelled amount is chosen."""
+    return finetunings(run, arm, amount, rates_of(run), only_first=run.study.rate_seeds == "first")
 
 
 def rates_of(run: Run) -> list[float]:

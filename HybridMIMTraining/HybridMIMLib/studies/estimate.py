@@ -127,7 +127,7 @@ def _kinds(run: Run, protocol: Protocol) -> dict[str, Cell]:
     cells: list[Cell] = list(pretrainings(run.study, protocol.arms))
     for arm in protocol.arms:
         if arm.is_scratch and not arm.twice:
-            cells += finetunings(run, arm, run.study.labelled[-1], [run.finetuning.learning_rate], first_seed=True)
+            cells += finetunings(run, arm, run.study.labelled[-1], [run.finetuning.learning_rate], only_first=True)
     kinds: dict[str, Cell] = {}
     for cell in cells:
         kinds.setdefault(_kind(cell), cell)

@@ -19,6 +19,8 @@ from HybridMIMLib.studies.figures import ArmFigures, Cell, Convergence
 from HybridMIMLib.studies.protocol import Protocol
 from HybridMIMLib.studies.verdicts import points, reply
 
+_BY_SEEDS = {"all": "in the mean over the seeds", "first": "with the first pair of seeds"}
+
 
 @dataclass(frozen=True)
 class Told:
@@ -202,8 +204,8 @@ def _definitions(told: Told) -> str:
          "their own grids, with the checkpoint that was best on the validation."),
         ("Same conditions", "On one labelled amount every arm had the same schedule, the same validation cases and, "
          "seed by seed, the same labelled cases, network and crops. Its learning rate is the one with the best "
-         "validation Dice of the first pair of seeds among those that were tried. Scratch has no frozen steps and no "
-         "layer-wise decay, which protect what was learnt."),
+         f"validation Dice {_BY_SEEDS[told.run.study.rate_seeds]} among those that were tried. Scratch has no frozen "
+         "steps and no layer-wise decay, which protect what was learnt."),
         ("Mean Dice", "The mean of the means of the classes, each over the test cases, seeds averaged within a case; "
          "regions do not count. HD95 in mm; surface Dice at the tolerance of evaluation.tolerance."),
         ("95 % interval", f"Test cases were drawn anew {told.run.evaluation.resamples} times (bootstrap, "

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from HybridMIMLib.config import Run, make_run, to_dict, user_path
@@ -36,6 +37,7 @@ from HybridMIMLib.studies.axes import (
     pretrainings,
     rates_of,
     settings_of,
+    trials,
 )
 from HybridMIMLib.studies.cell import TEST
 from HybridMIMLib.studies.curves import best, trace
@@ -193,11 +195,12 @@ class _Study:
         )
 
     def _all_cells(self, protocol: Protocol) -> list[Pretraining | Finetuning]:
-        rates = rates_of(self.run)
         cells: list[Pretraining | Finetuning] = list(pretrainings(self.run.study, protocol.arms))
         for arm, amount in self._amounts(protocol.arms):
-            cells += finetunings(self.run, arm, amount, rates, first_seed=True)
-            cells += finetunings(self.run, arm, amount, rates[:1], first_seed=False)
+            tried = trials(self.run, arm, amount)
+            # With any of the rates, as it takes as long with each.
+            compared = finetunings(self.run, arm, amount, rates_of(self.run)[:1])
+            cells += {cell.id: cell for cell in (*tried, *compared)}.values()
         return cells
 
     def _progress(self) -> Progress:
@@ -288,7 +291,7 @@ class _Study:
         return jobs
 
     def _choose_rates(self, progress: Progress) -> dict[str, dict[str, float]]:
-        """The learning rate of each arm on each amount: that with the best validation of the first pair of seeds.
+        """The learning rate of each arm on each amount: that with the best validation, by ``study.rate_seeds``.
 
         A choice among all of them stays. One that a failure narrows is made anew at the next start.
         """
@@ -298,14 +301,18 @@ class _Study:
         known: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
         settled = {name: dict(amounts) for name, amounts in known.items()}
         open_ = [(a, n) for a, n in self._amounts(self.arms) if in_words(n) not in known.get(a.name, {})]
-        trials = {(arm.name, in_words(amount)): finetunings(self.run, arm, amount, rates, first_seed=True)
-                  for arm, amount in open_}  # fmt: skip
-        self.runner.run(self._ready([cell for cells in trials.values() for cell in cells], test=False), progress)
-        for (name, amount), cells in trials.items():
-            scores = {cell.learning_rate: self._validation(cell) for cell in cells if self._is_trained(cell)}
+        tried = {(arm.name, in_words(amount)): trials(self.run, arm, amount) for arm, amount in open_}
+        self.runner.run(self._ready([cell for cells in tried.values() for cell in cells], test=False), progress)
+        for (name, amount), cells in tried.items():
+            missing = sorted({cell.learning_rate for cell in cells if not self._is_trained(cell)})
+            scores = {
+                rate: mean(self._validation(cell) for cell in cells if cell.learning_rate == rate)
+                for rate in rates
+                if rate not in missing
+            }
             if not scores:
                 continue
-            if missing := [rate for rate in rates if rate not in scores]:
+            if missing:
                 self.events.warning(
                     f"{name}, {amount}: training failed at learning rate "
                     f"{', '.join(f'{rate:g}' for rate in missing)}, which is not chosen now"
@@ -328,8 +335,7 @@ class _Study:
         for arm, amount in self._amounts(self.arms):
             rate = rates.get(arm.name, {}).get(in_words(amount))
             if rate is not None:
-                for first in (True, False):
-                    cells += finetunings(self.run, arm, amount, [rate], first_seed=first)
+                cells += finetunings(self.run, arm, amount, [rate])
         return cells
 
     def _is_trained(self, cell: Finetuning) -> bool:
@@ -345,7 +351,7 @@ class _Study:
         tried = [
             cell
             for arm, amount in self._amounts(self.arms)
-            for cell in finetunings(self.run, arm, amount, rates_of(self.run), first_seed=True)
+            for cell in trials(self.run, arm, amount)
             if in_words(amount) in rates.get(arm.name, {})
         ]
         cells = {cell.id: cell for cell in (*chosen, *tried)}

@@ -22,6 +22,7 @@ from HybridMIMLib.studies.axes import (
     rates_of,
     seed_pairs,
     settings_of,
+    trials,
 )
 from HybridMIMLib.studies.presets import PRESETS, with_preset
 
@@ -104,9 +105,16 @@ def test_seeds_go_side_by_side_where_there_are_as_many_else_in_all_pairs() -> No
 def test_steps_go_with_the_amount_and_are_doubled_for_the_double() -> None:
     run = run_of(labelled=[2, "all"], steps=[100, 600], seeds=[0, 1], learning_rates=[1e-3, 2e-3])
     arm, double = Arm("a", "", "scratch"), Arm("b", "", "scratch", twice=True)
-    assert [cell.steps for cell in finetunings(run, arm, 2, [1e-3], first_seed=True)] == [100]
-    assert [cell.steps for cell in finetunings(run, double, "all", [1e-3], first_seed=False)] == [1200]
+    assert [cell.steps for cell in finetunings(run, arm, 2, [1e-3], only_first=True)] == [100]
+    assert [cell.steps for cell in finetunings(run, double, "all", [1e-3])] == [1200, 1200]
     assert rates_of(run) == [1e-3, 2e-3] and rates_of(Run()) == [Run().finetuning.learning_rate]
+
+
+@pytest.mark.parametrize(("seeds", "tried"), [("all", [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]),
+                                               ("first", [(1e-3, 0), (2e-3, 0)])])  # fmt: skip
+def test_rates_are_tried_with_all_seeds_or_the_first(seeds: str, tried: list[tuple[float, int]]) -> None:
+    run = run_of(seeds=[0, 1], learning_rates=[1e-3, 2e-3], rate_seeds=seeds)
+    assert [(cell.learning_rate, cell.seed) for cell in trials(run, Arm("a", "", "simmim"), "all")] == tried
 
 
 @settings(deadline=None, max_examples=25)
@@ -127,8 +135,8 @@ def test_names_and_folders_tell_cells_apart(
     arms = arms_of(run)
     assert len({arm.name for arm in arms}) == len(arms) == len({(a.name, settings_key(run, a)) for a in arms})
     cells: list[Pretraining | Finetuning] = list(pretrainings(run.study, arms))
-    for arm, amount, first in product(arms, run.study.labelled, (True, False)):
-        cells += finetunings(run, arm, amount, rates_of(run), first_seed=first)
+    for arm, amount in product(arms, run.study.labelled):
+        cells += finetunings(run, arm, amount, rates_of(run))
     assert len({cell.id for cell in cells}) == len(cells) == len({cell.title for cell in cells})
 
 

@@ -98,7 +98,9 @@ def finished(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         patch.setattr(jobs, "Process", Inside)
         patch.setattr(Inside, "done", [])
         patch.setattr(Inside, "broken", ())
-        result = study(**settings(scans, output, learning_rates=[1e-4, 0.01], scratch_double=True))
+        result = study(
+            **settings(scans, output, learning_rates=[1e-4, 0.01], rate_seeds="first", scratch_double=True)
+        )
         return output, result, list(Inside.done)
 
 
@@ -226,11 +228,12 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
     finished: tuple[Path, Any, Any], scans: Path, inside: type[Inside]
 ) -> None:
     folder, result, _ = finished
-    given = settings(scans, folder, learning_rates=[1e-4, 0.01], scratch_double=True, jobs=2)
+    same: dict[str, Any] = {"learning_rates": [1e-4, 0.01], "rate_seeds": "first", "scratch_double": True}
+    given = settings(scans, folder, jobs=2, **same)
     again = study(**given)
     assert inside.done == [] and again["arms"] == result["arms"]
     with pytest.raises(RunError, match=r"study.seeds \(was \[0, 1\], is \[0, 1, 2\]\).*another --output"):
-        study(**settings(scans, folder, learning_rates=[1e-4, 0.01], scratch_double=True, seeds=[0, 1, 2]))
+        study(**settings(scans, folder, seeds=[0, 1, 2], **same))
     assert study(**given)["verdicts"] == result["verdicts"], "the refusal left everything as it was"
     lost = next((folder / "fine-tuning").glob("scratch-3-lr-*-seed-1"))
     shutil.rmtree(lost)
@@ -256,6 +259,20 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(
     second = study(**given)
     assert not second["failed"] and inside.done == ["simmim-seed-1", "simmim-3-lr-0.01-seed-1-from-1"]
     assert not second["warnings"]
+
+
+def test_a_rate_is_chosen_by_the_mean_over_the_seeds(scans: Path, tmp_path: Path, inside: type[Inside]) -> None:
+    given = settings(scans, tmp_path / "study", objectives=["scratch", "hybridmim"], learning_rates=[1e-4, 0.01])
+    result = study(**given)
+    assert sum("-lr-" in name for name in inside.done) == 2 * 2 * 2 + 4, "each rate, arm and seed; four are tested"
+    sheet = list(csv.DictReader((tmp_path / "study" / "cells.csv").open(encoding="utf-8")))
+    for arm in result["arms"]:
+        scores: dict[float, list[float]] = {}
+        for row in sheet:
+            if row["arm"] == arm["arm"]:
+                scores.setdefault(float(row["learning_rate"]), []).append(float(row["validation_dice"]))
+        assert [len(found) for found in scores.values()] == [2, 2]
+        assert arm["learning_rate"] == max(scores, key=lambda rate: sum(scores[rate]))
 
 
 def test_a_cell_that_was_stopped_goes_on_with_more_jobs_at_once(
@@ -401,7 +418,7 @@ def test_a_cell_in_a_process_of_its_own_comes_to_the_same(
     lost = next((folder / "fine-tuning").glob("simmim-3-lr-*-seed-1-from-1")) / "test.json"
     before = read_json(lost)["rows"]
     lost.unlink()
-    given = settings(scans, folder, learning_rates=[1e-4, 0.01], scratch_double=True)
+    given = settings(scans, folder, learning_rates=[1e-4, 0.01], rate_seeds="first", scratch_double=True)
     (folder.parent / "study.yaml").write_text(yaml.safe_dump(given))
     assert main(["study", "--config", str(folder.parent / "study.yaml")]) == 0
     assert read_json(lost)["rows"] == before
