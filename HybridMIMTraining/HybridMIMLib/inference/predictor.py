@@ -38,7 +38,7 @@ Tell = Callable[[str], None]
 
 Preset = Literal["fast", "balanced", "best"]
 OVERLAPS: dict[Preset, float] = {"fast": 0.25, "balanced": 0.5, "best": 0.625}
-"""Of the presets; see :class:`~HybridMIMLib.config.InferenceSettings`."""
+"""Of the presets; see :class:`~HybridMIMLib.settings.inference.InferenceSettings`."""
 
 
 @dataclass(frozen=True)

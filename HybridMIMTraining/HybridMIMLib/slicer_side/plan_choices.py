@@ -8,7 +8,7 @@
     >>> choices.why_not()
     'Region is [-24, -24, -24]. Give three numbers above 0, one an axis.'
 
-Names, help, choices and what is wrong with a value all come from :mod:`HybridMIMLib.config`: a setting that is added
+Names, help, choices and what is wrong with a value all come from :mod:`HybridMIMLib.settings`: one that is added
 there is offered here.
 """
 

@@ -45,7 +45,7 @@ class Arm:
     Attributes:
         name: unique in its study.
         group: network and resolution; arms of one group are compared.
-        objective: as in :data:`~HybridMIMLib.config.STUDY_OBJECTIVES`.
+        objective: as in :data:`~HybridMIMLib.settings.study.STUDY_OBJECTIVES`.
         network: architecture, with a size if one was named; empty: as set.
         spacing: mm along R, A, S, or a multiple of the spacing of the plan; None: that of the plan.
         mask_ratio, patch, head_depth: None: as set, or of no meaning to it.

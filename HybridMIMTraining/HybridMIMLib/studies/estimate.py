@@ -61,14 +61,17 @@ class Estimate:
     validation_cases: int
     test_cases: int
 
-    def of(self, cell: Cell) -> float:
-        """Seconds that a cell will take."""
+    def training(self, cell: Cell) -> float:
+        """Seconds until a cell is trained, its validations included."""
         pace = self.paces[_kind(cell)]
         if isinstance(cell, Pretraining):
             return pace.start + pace.step * self.pretraining_steps
         validations = self.validations * (2 if cell.arm.twice else 1)
-        looks = pace.validation * validations * self.validation_cases + pace.test * self.test_cases
-        return pace.start + pace.step * cell.steps + looks
+        return pace.start + pace.step * cell.steps + pace.validation * validations * self.validation_cases
+
+    def testing(self, cell: Finetuning) -> float:
+        """Seconds that the test of one that was trained takes."""
+        return self.paces[_kind(cell)].test * self.test_cases
 
 
 def estimate(

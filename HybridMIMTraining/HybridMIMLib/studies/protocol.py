@@ -33,7 +33,7 @@ from HybridMIMLib.runs import versions
 from HybridMIMLib.settings.plan import PlanSettings
 from HybridMIMLib.studies.axes import Amount, Arm, Spacing, arm_to_json, arms_of, in_words, settings_of
 
-FORMAT = 1
+FORMAT = 2
 _MAY_DIFFER = ("output", "store", "device", "study.jobs", "study.estimate_only", "study.preset")
 """Settings that are no part of a protocol: a preset stands in the settings that it fills in."""
 

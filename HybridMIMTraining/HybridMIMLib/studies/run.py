@@ -15,10 +15,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from HybridMIMLib.config import Run, make_run, to_dict, user_path
@@ -45,6 +44,7 @@ from HybridMIMLib.studies.estimate import Estimate, estimate
 from HybridMIMLib.studies.jobs import Job, Progress, Runner
 from HybridMIMLib.studies.presets import with_preset
 from HybridMIMLib.studies.protocol import Protocol, draw_protocol, plan_settings
+from HybridMIMLib.studies.rates import mean_scores
 from HybridMIMLib.studies.results import Cell, write_results
 
 PRETRAINING, FINETUNING = "pre-training", "fine-tuning"
@@ -101,6 +101,14 @@ def _check_settings(run: Run) -> None:
                 f"{name} is {value}, and a study decides itself what is learnt from",
                 cure="Leave it out, and set study.labelled, study.validation_cases or study.test.",
             )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Work that is done when one of some files is there."""
+
+    files: Sequence[Path]
+    seconds: float
 
 
 class _Study:
@@ -183,31 +191,45 @@ class _Study:
 
     def _total(self, protocol: Protocol, found: Estimate) -> float:
         """Seconds for all cells, however many are done."""
-        return sum(found.of(cell) for cell in self._all_cells(protocol)) / self.run.study.jobs
+        return sum(part.seconds for part in self._parts(protocol, found)) / self.run.study.jobs
 
     def _told(self, protocol: Protocol, found: Estimate) -> str:
         first = pretrainings(self.run.study, protocol.arms)
-        others = [cell for cell in self._all_cells(protocol) if isinstance(cell, Finetuning)]
+        others = [cell for arm, amount in self._amounts(protocol.arms) for cell in self._trained(arm, amount)]
         return (
             f"{len(protocol.arms)} arms, {len(first)} pre-trainings and {len(others)} fine-tunings with "
             f"{len(protocol.test)} test and {len(protocol.validation)} validation cases: about "
             f"{duration(self._total(protocol, found))} with {self.run.study.jobs} at once"
         )
 
-    def _all_cells(self, protocol: Protocol) -> list[Pretraining | Finetuning]:
-        cells: list[Pretraining | Finetuning] = list(pretrainings(self.run.study, protocol.arms))
+    def _trained(self, arm: Arm, amount: Amount) -> list[Finetuning]:
+        """What is trained of an arm on a labelled amount; where the rate is to be chosen first, any stands for it."""
+        tried = trials(self.run, arm, amount)
+        compared = finetunings(self.run, arm, amount, rates_of(self.run)[:1])
+        return list({cell.id: cell for cell in (*tried, *compared)}.values())
+
+    def _parts(self, protocol: Protocol, found: Estimate) -> list[_Part]:
+        """All work, the trainings first, and then the tests of those that are compared."""
+        parts = [
+            _Part([self._place(cell) / "result.json"], found.training(cell))
+            for cell in pretrainings(self.run.study, protocol.arms)
+        ]
         for arm, amount in self._amounts(protocol.arms):
             tried = trials(self.run, arm, amount)
-            # With any of the rates, as it takes as long with each.
-            compared = finetunings(self.run, arm, amount, rates_of(self.run)[:1])
-            cells += {cell.id: cell for cell in (*tried, *compared)}.values()
-        return cells
+            for cell in self._trained(arm, amount):
+                rates = [cell.learning_rate] if cell in tried else rates_of(self.run)
+                parts.append(_Part(self._files(cell, rates, "result.json"), found.training(cell)))
+            for cell in finetunings(self.run, arm, amount, rates_of(self.run)[:1]):
+                parts.append(_Part(self._files(cell, rates_of(self.run), TEST), found.testing(cell)))
+        return parts
+
+    def _files(self, cell: Finetuning, rates: Iterable[float], name: str) -> list[Path]:
+        return [self._place(replace(cell, learning_rate=rate)) / name for rate in rates]
 
     def _progress(self) -> Progress:
-        cells = self._all_cells(self.protocol)
-        total = sum(self.estimate.of(cell) for cell in cells)
-        done = sum(self.estimate.of(cell) for cell in cells if (self._place(cell) / "result.json").exists())
-        return Progress(self.events, total, done)
+        parts = self._parts(self.protocol, self.estimate)
+        done = sum(part.seconds for part in parts if any(file.exists() for file in part.files))
+        return Progress(self.events, sum(part.seconds for part in parts), done)
 
     def _is_done(self, cell: Pretraining | Finetuning) -> bool:
         return (self._place(cell) / ("result.json" if isinstance(cell, Pretraining) else TEST)).exists()
@@ -265,7 +287,7 @@ class _Study:
         place = self._place(cell)
         spec = {"kind": "pretrain", "run": to_dict(self._pretraining_run(self.protocol, cell, place)),
                 "protocol": str(self.file), "cases": list(self.protocol.pretraining), "test": []}  # fmt: skip
-        return Job(cell.id, cell.title, spec, place, self.estimate.of(cell), place / "result.json")
+        return Job(cell.id, cell.title, spec, place, self.estimate.training(cell), place / "result.json")
 
     def _finetuning_job(self, cell: Finetuning, test: bool) -> Job:
         place, training = self._place(cell), self.protocol.training(cell.seed, cell.amount)
@@ -274,10 +296,9 @@ class _Study:
         run = self._finetuning_run(self.protocol, cell, place, training, validation, weights)
         spec = {"kind": "finetune", "run": to_dict(run), "protocol": str(self.file),
                 "cases": [*training, *validation], "test": list(self.protocol.test) if test else []}  # fmt: skip
-        seconds = self.estimate.of(cell)
-        if test and (place / "result.json").exists():
-            # What was trained to choose a learning rate has been counted.
-            seconds = 0.0
+        # What was trained to choose a learning rate has been counted.
+        seconds = 0.0 if (place / "result.json").exists() else self.estimate.training(cell)
+        seconds += self.estimate.testing(cell) if test else 0.0
         return Job(cell.id, cell.title, spec, place, seconds, place / (TEST if test else "result.json"))
 
     def _ready(self, cells: Iterable[Finetuning], test: bool) -> list[Job]:
@@ -304,19 +325,20 @@ class _Study:
         tried = {(arm.name, in_words(amount)): trials(self.run, arm, amount) for arm, amount in open_}
         self.runner.run(self._ready([cell for cells in tried.values() for cell in cells], test=False), progress)
         for (name, amount), cells in tried.items():
-            missing = sorted({cell.learning_rate for cell in cells if not self._is_trained(cell)})
-            scores = {
-                rate: mean(self._validation(cell) for cell in cells if cell.learning_rate == rate)
-                for rate in rates
-                if rate not in missing
-            }
+            missing = [cell for cell in cells if not self._is_trained(cell)]
+            found: dict[float, dict[Hashable, float]] = {rate: {} for rate in rates}
+            for cell in cells:
+                if cell not in missing:
+                    found[cell.learning_rate][cell.pretraining, cell.seed] = self._validation(cell)
+            scores = mean_scores(found)
+            if missing:
+                failed_at = sorted({cell.learning_rate for cell in missing})
+                self.events.warning(
+                    f"{name}, {amount}: no learning rate is settled yet: {len(missing)} of {len(cells)} "
+                    f"trainings failed, with {', '.join(f'{rate:g}' for rate in failed_at)}"
+                )
             if not scores:
                 continue
-            if missing:
-                self.events.warning(
-                    f"{name}, {amount}: training failed at learning rate "
-                    f"{', '.join(f'{rate:g}' for rate in missing)}, which is not chosen now"
-                )
             # The first of equals.
             chosen = max(scores, key=lambda rate: scores[rate])
             known.setdefault(name, {})[amount] = chosen

@@ -444,4 +444,4 @@ def test_saved_and_read_again(held: HeadlessScene, tmp_path: Path) -> None:
 )
 def test_what_scripts_mean(held: HeadlessScene, given_mode: Any, has_target: bool, mode: str) -> None:
     target = held.scene.AddNewNodeByClass("vtkMRMLSegmentationNode") if has_target else None
-    assert Output.into(target, given_mode, ["Bright"]) == Output(mode, target, ["Bright"])  # type: ignore[arg-type]
+    assert Output.into(target, given_mode, ["Bright"], held) == Output(mode, target, ["Bright"], reference=held)  # type: ignore[arg-type]

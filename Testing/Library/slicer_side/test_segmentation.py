@@ -562,7 +562,11 @@ def test_voxels_of_any_type_are_segmented(held: HeadlessScene, model: ModelDescr
     assert (label_array(job.segmentation, volume, model.classes)[BOX] == 3).mean() > 0.9
 
 
-def test_a_script_hears_what_happens(held: HeadlessScene, model: ModelDescription) -> None:
+def test_a_script_hears_what_happens(
+    held: HeadlessScene, model: ModelDescription, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window: list[str] = []
+    monkeypatch.setattr(segmentation, "let_window_live", lambda: window.append("alive"))
     lines: list[str] = []
     told: list[tuple[float | None, str]] = []
     looks: list[str] = []
@@ -574,7 +578,7 @@ def test_a_script_hears_what_happens(held: HeadlessScene, model: ModelDescriptio
         on_progress=lambda fraction, text: told.append((fraction, text)),
         is_cancelled=lambda: False,
     )
-    assert looks[0] == RUNNING and looks[-1] == FINISHED
+    assert looks[0] == RUNNING and looks[-1] == FINISHED and len(window) == len(looks)
     assert len(lines) == 1 and lines[0].startswith("Segmented in ")
     # Which pieces are seen at work depends on how fast the worker answers.
     assert told[-1][0] == 1.0 and told[0][0] != 1.0 and len({text for _, text in told}) > 1

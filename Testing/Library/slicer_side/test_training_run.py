@@ -78,7 +78,11 @@ def until(condition: Callable[[], bool], seconds: float = 40) -> None:
         time.sleep(0.02)
 
 
-def test_two_real_runs_at_once_the_second_from_the_first(workspace: Path, blobs: Path) -> None:
+def test_two_real_runs_at_once_the_second_from_the_first(
+    workspace: Path, blobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window: list[str] = []
+    monkeypatch.setattr(training_run, "let_window_live", lambda: window.append("alive"))
     small = {name: TINY[name] for name in ("plan", "network")}
     first = start_pretraining(blobs / "unlabelled", pretraining={**TINY["pretraining"], "steps": 2}, **small)
     other = start_pretraining(
@@ -91,6 +95,7 @@ def test_two_real_runs_at_once_the_second_from_the_first(workspace: Path, blobs:
     assert first.wait(180, log=lines.append, progress=lambda share, text: told.append((share, text))) == "finished"
     assert other.wait(180) == "finished"
     assert lines and told[-1] == (1.0, "Done.") and first.result["losses"]
+    assert window, "Slicer's window answers meanwhile"
     assert first.model is None and (first.folder / "pretrained.safetensors").is_file()
     tuned = start_finetuning(
         blobs / "labelled", weights=first, name="Blöbs", finetuning={**TINY["finetuning"], "steps": 2}, **small

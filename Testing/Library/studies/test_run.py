@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from small_runs import TINY, write_blobs
+from small_runs import TINY, KeptLog, write_blobs
 
 from HybridMIMLib import study
 from HybridMIMLib.cli import main
-from HybridMIMLib.config import from_dict
+from HybridMIMLib.config import from_dict, make_run
 from HybridMIMLib.data.layouts import open_dataset
 from HybridMIMLib.data.scans import read_label_map, write_label_map
 from HybridMIMLib.errors import HybridMIMError, RunError, SettingsError
@@ -26,7 +26,10 @@ from HybridMIMLib.files import read_json, write_json
 from HybridMIMLib.report import report
 from HybridMIMLib.studies import jobs
 from HybridMIMLib.studies.cell import work
+from HybridMIMLib.studies.estimate import Estimate, Pace
 from HybridMIMLib.studies.jobs import Job
+from HybridMIMLib.studies.protocol import Protocol
+from HybridMIMLib.studies.run import _Study
 
 STUDIES = Path(__file__).resolve().parents[2] / "Benchmarks" / "studies"
 
@@ -273,6 +276,32 @@ def test_a_rate_is_chosen_by_the_mean_over_the_seeds(scans: Path, tmp_path: Path
                 scores.setdefault(float(row["learning_rate"]), []).append(float(row["validation_dice"]))
         assert [len(found) for found in scores.values()] == [2, 2]
         assert arm["learning_rate"] == max(scores, key=lambda rate: sum(scores[rate]))
+
+
+def test_a_pretraining_that_failed_costs_its_arm_that_seed_alone(
+    scans: Path, tmp_path: Path, inside: type[Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside, "broken", ("simmim-seed-1",))
+    result = study(**settings(scans, tmp_path / "study", learning_rates=[1e-4, 0.01]))
+    assert [(one["arm"], len(one["seeds"])) for one in result["arms"]] == [("scratch", 2), ("simmim", 1)]
+    assert any(
+        "simmim, 3 labelled: no learning rate is settled yet: 2 of 4 train" in text for text in result["warnings"]
+    )
+    assert set(read_json(tmp_path / "study" / "rates.json")) == {"scratch"}, "tried again at the next start"
+
+
+@pytest.mark.parametrize(("rate_seeds", "trained"), [("first", 3 * 3), ("all", 3 * 4)])
+def test_work_is_counted_once(finished: tuple[Path, Any, Any], scans: Path, rate_seeds: str, trained: int) -> None:
+    """Three arms, two rates, two seeds; six are tested, whatever was tried before."""
+    folder, _, _ = finished
+    own = {"learning_rates": [1e-4, 0.01], "rate_seeds": rate_seeds, "scratch_double": True}
+    work = _Study(make_run(None, settings(scans, folder, **own)), folder, KeptLog())
+    pace = Pace(start=1000.0, step=0.0, test=1.0)
+    protocol, paces = Protocol.load(folder / "protocol.json"), {"scratch | ": pace, "simmim | ": Pace(1e6, 0.0)}
+    parts = work._parts(protocol, Estimate(paces, 3, 2, 2, 6))
+    assert sum(part.seconds for part in parts) == 2 * 1e6 + trained * 1000 + 6 * 6
+    undone = [part for part in parts if not any(file.exists() for file in part.files)]
+    assert len(undone) == trained - 3 * 3, "what the folder holds was tried with the first seed alone"
 
 
 def test_a_cell_that_was_stopped_goes_on_with_more_jobs_at_once(
