@@ -13,6 +13,7 @@ from typing import Any
 
 from HybridMIMLib.data.classes import LabelClass
 from HybridMIMLib.errors import SettingsError
+from HybridMIMLib.settings.checks import named_amount
 from HybridMIMLib.settings.inference import InferenceSettings
 
 ALL = "all"
@@ -82,8 +83,7 @@ def _all_named(names: Iterable[str], classes: Sequence[LabelClass], setting: str
 
 def _volumes(texts: Iterable[str], classes: Sequence[LabelClass]) -> dict[int, float]:
     """From ``CLASS=ML``; what is said of one class counts more than what is said of all."""
-    pairs = [(name.strip(), float(ml)) for name, _, ml in (text.rpartition("=") for text in texts)]
-    pairs.sort(key=lambda pair: pair[0] != ALL)
+    pairs = sorted(map(named_amount, texts), key=lambda pair: pair[0] != ALL)
     return {label: ml for name, ml in pairs for label in sorted(_named(name, classes, "inference.smallest_ml"))}
 
 

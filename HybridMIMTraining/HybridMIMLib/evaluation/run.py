@@ -116,7 +116,7 @@ class _Evaluation:
         naming = naming_of(self._named(), predictions)
         self.named, self.regions = naming.classes, naming.regions
         self.scans = scans_by_case(self.references.cases, run.folder("scans", "")) if run.scans else None
-        self.tolerances = _tolerances(run)
+        self.tolerances = run.evaluation.tolerance_by_name()
         self.seen: dict[str, _Seen] = {}
         self.worst: list[Shown] = []
         self.found: set[int] = set()
@@ -403,11 +403,6 @@ def _read(path: Path | None) -> LabelMap:
 def _turned_back(turned: Any, reference: LabelMap) -> Any:
     """An array along R, A, S on the axes of the reference."""
     return from_canonical(turned, to_canonical(reference.array, reference.grid)[2])
-
-
-def _tolerances(run: Run) -> dict[str, float]:
-    parts = (text.rpartition("=") for text in run.evaluation.tolerances or [])
-    return {name.strip(): float(value) for name, _, value in parts}
 
 
 def _in_words(tolerance: float, others: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What sections of settings ask of their values: each check ends in one line that names the setting and the cure."""
+"""What sections of settings ask of their values: a check that fails is a SettingsError of one line, with the cure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ def is_name(text: str) -> bool:
     return bool(text.strip()) and text.splitlines() == [text]
 
 
+def named_amount(text: str) -> tuple[str, float]:
+    """What ``CLASS=AMOUNT`` says.
+
+    Raises:
+        ValueError: it has no number.
+    """
+    of, _, amount = text.rpartition("=")
+    return of.strip(), float(amount)
+
+
 def require(condition: bool, message: str, cure: str) -> None:
     """Refuse settings of which the condition does not hold; the message names them.
 
     Raises:
-        SettingsError: the condition does not hold. So do all checks below.
+        SettingsError: the condition does not hold.
     """
     if not condition:
         raise SettingsError(message, cure=cure)
@@ -45,10 +55,10 @@ def require_share_or_range(name: str, value: float | Sequence[float] | None) -> 
 
 def require_named_amount(name: str, text: str, wanted: str) -> None:
     """``CLASS=AMOUNT`` with an amount above 0; ``wanted`` says it with an example."""
-    of, _, amount = text.rpartition("=")
     fine = False
     with suppress(ValueError):
-        fine = bool(of.strip()) and math.isfinite(float(amount)) and float(amount) > 0
+        of, amount = named_amount(text)
+        fine = bool(of) and math.isfinite(amount) and amount > 0
     require(fine, f"{name} has {text!r}", f"Give {wanted}.")
 
 

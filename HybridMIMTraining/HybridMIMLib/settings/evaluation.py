@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Optional
 
-from HybridMIMLib.settings.checks import require, require_named_amount, require_positive
+from HybridMIMLib.settings.checks import named_amount, require, require_named_amount, require_positive
 from HybridMIMLib.settings.tree import check_types, setting
 
 
@@ -24,6 +24,10 @@ class EvaluationSettings:
     )
     resamples: int = setting(2000, "draws of the bootstrap that makes the 95 % intervals")
     pictures: int = setting(6, "cases with the lowest Dice that the report shows as pictures; 0: none")
+
+    def tolerance_by_name(self) -> dict[str, float]:
+        """``tolerances`` by the name of the class or region, in mm."""
+        return dict(named_amount(text) for text in self.tolerances or [])
 
     def __post_init__(self) -> None:
         check_types("evaluation.", self)

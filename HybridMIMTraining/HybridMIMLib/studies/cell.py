@@ -101,7 +101,7 @@ def _test(run: Run, dataset: Dataset, folder: Path) -> None:
         present = {int(label) for label in set(found.reference.ravel().tolist())} - {0}
         rows += measure_case(
             found.reference, found.labels, found.grid, dataset.classes, dataset.regions,
-            annotated=dataset.annotated_in(found.case, present), tolerances=_tolerances(run),
+            annotated=dataset.annotated_in(found.case, present), tolerances=run.evaluation.tolerance_by_name(),
             tolerance=run.evaluation.tolerance, case=found.case.name,
         )  # fmt: skip
         measured += 1
@@ -112,11 +112,6 @@ def _test(run: Run, dataset: Dataset, folder: Path) -> None:
         )
     seconds = round(time.monotonic() - began, 2)
     write_json(folder / TEST, {"rows": [asdict(row) for row in rows], "seconds": seconds})
-
-
-def _tolerances(run: Run) -> dict[str, float]:
-    parts = (text.rpartition("=") for text in run.evaluation.tolerances or [])
-    return {name.strip(): float(value) for name, _, value in parts}
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
