@@ -163,7 +163,10 @@ def arms_of(run: Run) -> list[Arm]:
 
 
 def settings_of(run: Run, arm: Arm) -> Run:
-    """The settings of a study with what an arm changes in them; crop and seeds follow elsewhere."""
+    """The settings of a study's cells with what an arm changes in them; crop and seeds follow elsewhere.
+
+    What the study as a whole does is none of theirs: one that was stopped goes on with more jobs at once.
+    """
     changes: dict[str, Any] = {"objective": "none" if arm.is_scratch else arm.family}
     if arm.mask_ratio is not None:
         changes["mask_ratio"] = arm.mask_ratio
@@ -175,7 +178,9 @@ def settings_of(run: Run, arm: Arm) -> Run:
     plan = run.plan
     if arm.patch is not None:
         plan = replace(plan, patch=[arm.patch] * 3, region=None)
-    return replace(run, pretraining=pretraining, plan=plan, network=network_of(run, arm.network))
+    return replace(
+        run, pretraining=pretraining, plan=plan, network=network_of(run, arm.network), study=StudySettings()
+    )
 
 
 def network_of(run: Run, name: str) -> NetworkSettings:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from statistics import fmean
 
-Scores = dict[float, float]
 
-
-def mean_scores(found: Mapping[float, Mapping[Hashable, float]]) -> Scores:
+def mean_scores(found: Mapping[float, Mapping[Hashable, float]]) -> dict[float, float]:
     """The mean validation Dice of the learning rates that can be compared, each over the same seeds.
 
     A seed that failed at every rate, because its pre-training did or its cases are damaged, is left out; a rate that
@@ -22,12 +20,12 @@ def mean_scores(found: Mapping[float, Mapping[Hashable, float]]) -> Scores:
         By rate; empty if no training was finished.
     """
     most = max((len(by_seed) for by_seed in found.values()), default=0)
-    compared = {rate: by_seed for rate, by_seed in found.items() if by_seed and len(by_seed) == most}
-    if not compared:
+    if most == 0:
         return {}
-    common = set.intersection(*(set(by_seed) for by_seed in compared.values()))
+    rates = [rate for rate, by_seed in found.items() if len(by_seed) == most]
+    common = set.intersection(*(set(found[rate]) for rate in rates))
     if not common:
         # Each failed somewhere else; the first of them is as good as another.
-        compared = dict([next(iter(compared.items()))])
-        common = set(next(iter(compared.values())))
-    return {rate: fmean(by_seed[seed] for seed in sorted(common, key=str)) for rate, by_seed in compared.items()}
+        rates = rates[:1]
+        common = set(found[rates[0]])
+    return {rate: fmean(score for seed, score in found[rate].items() if seed in common) for rate in rates}

@@ -25,7 +25,6 @@ from HybridMIMLib.errors import RunError, SettingsError
 from HybridMIMLib.events import EventLog, duration
 from HybridMIMLib.files import make_folder, read_json, write_json
 from HybridMIMLib.runs import RunFolder
-from HybridMIMLib.settings.study import StudySettings
 from HybridMIMLib.studies.axes import (
     Amount,
     Arm,
@@ -235,7 +234,6 @@ class _Study:
         return (self._place(cell) / ("result.json" if isinstance(cell, Pretraining) else TEST)).exists()
 
     # --- cells ----------------------------------------------------------------------------------------------------
-    # What the study as a whole does is no setting of theirs: one that was stopped goes on with more jobs at once.
 
     def _place(self, cell: Pretraining | Finetuning) -> Path:
         return self.folder / (PRETRAINING if isinstance(cell, Pretraining) else FINETUNING) / cell.id
@@ -247,7 +245,7 @@ class _Study:
         plan = plan_settings(protocol.plans[cell.arm.name])
         return replace(
             settings_of(self.run, cell.arm), plan=plan, seed=cell.seed, output=str(folder), store=self.store,
-            labelled=None, study=StudySettings(),
+            labelled=None,
         )  # fmt: skip
 
     def _finetuning_run(
@@ -280,7 +278,7 @@ class _Study:
         return replace(
             run, plan=plan_settings(protocol.plans[cell.arm.name]), finetuning=finetuning, seed=cell.seed,
             output=str(folder), store=self.store, unlabelled=None, name=self.run.name or "study",
-            weights=None if weights is None else str(weights), study=StudySettings(),
+            weights=None if weights is None else str(weights),
         )  # fmt: skip
 
     def _pretraining_job(self, cell: Pretraining) -> Job:
