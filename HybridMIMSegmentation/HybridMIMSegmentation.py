@@ -191,7 +191,7 @@ class HybridMIMSegmentationLogic(ScriptedLoadableModuleLogic):
         see HybridMIMLib.slicer_side.segmentation.SegmentationJob.
 
         roiNode: only what lies in this box is segmented.
-        outputSegmentationNode, outputMode: "replace" (meant without a mode; keeps a backup), "append", "new".
+        outputSegmentationNode, outputMode: "replace" (default with a node; keeps a backup), "append" or "new".
         classes: names of the classes to keep; without: all.
         referenceNode: a segmentation to compare with; the table of volumes then has the Dice.
         """
